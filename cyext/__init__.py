@@ -1,0 +1,1 @@
+"""Mechanism: what needs C speed or a system call. Knows no policy and imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""Policy: decides, serves, tells."""

@@ -1,0 +1,1 @@
+"""A GGUF file as hyperparameters, tensors and spans, and what runs it."""

@@ -1,0 +1,1 @@
+"""Residency: what lies where, what comes next, and what it costs."""

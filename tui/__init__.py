@@ -1,0 +1,1 @@
+"""View: the Textual monitor, an ordinary client."""
