@@ -1,0 +1,18 @@
+/* Operations on vectors of floats, one set per instruction set; they fill the slots of hd_kernels, where their meaning
+ * stands. Inputs need no alignment; out may be one of the inputs. */
+#pragma once
+#include "kernels.h"
+
+#define HD_VECTOR_SET(isa)                                                                                  \
+    void hd_rms_norm_##isa(float *out, const float *x, const float *weight, int64_t n, float eps);          \
+    void hd_silu_mul_##isa(float *out, const float *gate, const float *up, int64_t n);                      \
+    void hd_softmax_##isa(float *x, int64_t n);                                                             \
+    void hd_add_##isa(float *out, const float *a, const float *b, int64_t n);                               \
+    void hd_axpy_##isa(float *out, float a, const float *x, int64_t n);                                     \
+    void hd_to_f16_##isa(uint16_t *out, const float *x, int64_t n);                                         \
+    void hd_to_f32_##isa(float *out, const uint16_t *x, int64_t n);                                         \
+    void hd_rope_##isa(float *x, const float *cosine, const float *sine, int32_t n_rot, int32_t halves);
+
+HD_VECTOR_SET(c)
+HD_VECTOR_SET(avx2)
+HD_VECTOR_SET(avx512)
