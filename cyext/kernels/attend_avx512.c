@@ -1,0 +1,2 @@
+/* Attention for AVX-512; see attend_wide.h. */
+#include "attend_wide.h"
