@@ -1,0 +1,3 @@
+/* Unpacking and products with few tokens, compiled for this file's instruction set. */
+#define HD_NAME(x) x##_avx2
+#include "product_body.h"

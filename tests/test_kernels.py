@@ -1,0 +1,188 @@
+"""Weight kernels against the gguf package's numpy dequantisation, and every instruction set against plain C."""
+
+import os
+import subprocess
+import sys
+
+import gguf
+import numpy as np
+import pytest
+from gguf.quants import dequantize
+from hearthd.cyext import kernels
+
+TYPES = {name: number for number, (name, _, _) in kernels.types().items()}
+FLOATS = ("F32", "F16", "BF16")
+ACT_F32, ACT_Q8, ACT_Q8K = 0, 2, 3
+
+# Where a block keeps half-precision numbers: random bytes there would make infinities.
+HALVES = {
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,),
+    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ3_XXS": (0,), "IQ1_S": (0,),
+    "IQ4_NL": (0,), "IQ3_S": (0,), "IQ2_S": (0,), "IQ4_XS": (0,), "TQ1_0": (52,), "TQ2_0": (64,),
+}  # fmt: skip
+
+
+def blocks_of(name: str, values: int, seed: int = 0) -> np.ndarray:
+    """Random bytes that are valid blocks of a type: uint8, `values` weights."""
+    rng = np.random.default_rng([seed, TYPES[name]])
+    _, size, width = kernels.types()[TYPES[name]]
+    if name == "F32":
+        return rng.standard_normal(values).astype(np.float32).view(np.uint8)
+    if name == "F16":
+        return (rng.standard_normal(values) * 10.0 ** rng.integers(-7, 3, values)).astype(np.float16).view(np.uint8)
+    if name == "BF16":
+        return (rng.standard_normal(values).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    blocks = rng.integers(0, 256, (values // size, width), dtype=np.uint8)
+    for place in HALVES.get(name, ()):
+        scale = rng.uniform(0.001, 0.02, len(blocks)) * rng.choice([-1, 1], len(blocks))
+        blocks[:, place : place + 2] = scale.astype("<f2").view(np.uint8).reshape(-1, 2)
+    if name == "IQ1_M":  # the top nibble of the half, in the last byte
+        blocks[:, 55] = blocks[:, 55] & 0x0F | 0x20
+    if name == "MXFP4":
+        blocks[:, 0] = rng.integers(115, 122, len(blocks))
+    if name == "NVFP4":
+        blocks[:, :4] = rng.integers(0, 0x60, (len(blocks), 4))
+    return blocks.reshape(-1)
+
+
+def oracle(name: str, blocks: np.ndarray, rows: int) -> np.ndarray:
+    kind = gguf.GGMLQuantizationType(TYPES[name])
+    return np.asarray(dequantize(blocks.reshape(rows, -1), kind)).reshape(rows, -1)
+
+
+def nmse(x: np.ndarray, ref: np.ndarray) -> float:
+    return float(np.sum((x - ref) ** 2) / np.sum(ref**2))
+
+
+def columns(name: str, blocks: int) -> int:
+    return max(kernels.types()[TYPES[name]][1], 32) * blocks
+
+
+def test_every_type_that_the_package_dequantises_is_there() -> None:
+    wanted = {"F32", "F16"} | {kind.name for kind in gguf.quants._type_traits}
+    assert set(TYPES) == wanted
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+@pytest.mark.parametrize("name", TYPES)
+def test_unpack_equals_the_package(name: str, isa: str) -> None:
+    for blocks in (1, 3, 21):
+        k = columns(name, blocks)
+        data = blocks_of(name, k, blocks)
+        with np.errstate(all="ignore"):
+            want = oracle(name, data, 1)[0]
+        np.testing.assert_allclose(kernels.unpack(TYPES[name], data, k, isa), want, rtol=3e-7, atol=0)
+
+
+def test_unpack_reads_extreme_scales() -> None:
+    """Subnormal and zero halves, infinities, and every exponent of the four-bit floats."""
+    halves = np.array([0, 0x8000, 1, 0x3FF, 0x400, 0x7BFF, 0xFC00, 0x7C00], np.uint16)
+    for isa in kernels.available():
+        got = kernels.unpack(TYPES["F16"], np.repeat(halves, 4).view(np.uint8), 32, isa)
+        np.testing.assert_array_equal(got, np.repeat(halves, 4).view(np.float16).astype(np.float32))
+        for name, scales in (("MXFP4", 1), ("NVFP4", 4)):
+            _, size, width = kernels.types()[TYPES[name]]
+            data = np.random.default_rng(1).integers(0, 256, (254 // scales, width), dtype=np.uint8)
+            data[:, :scales] = np.arange(data.shape[0] * scales, dtype=np.uint8).reshape(-1, scales)
+            with np.errstate(over="ignore"):
+                want = oracle(name, data.reshape(-1), 1)[0]
+            np.testing.assert_array_equal(kernels.unpack(TYPES[name], data, size * len(data), isa), want)
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+def test_activations_pack_alike(isa: str) -> None:
+    rng = np.random.default_rng(2)
+    for scale in (1.0, 1e-30, 1e30):
+        x = (rng.standard_normal(768) * scale).astype(np.float32)
+        x[32:64] = 0
+        x[64] = 40 * scale
+        for act in range(4):
+            np.testing.assert_array_equal(kernels.act_pack(act, x, isa), kernels.act_pack(act, x, "c"))
+    packed = kernels.act_pack(ACT_Q8, x, isa)
+    q, d = packed[:768].view(np.int8).astype(np.float64).reshape(-1, 32), packed[768 : 768 + 96].view(np.float32)
+    error = np.abs(q * d[:, None] - x.reshape(-1, 32)).max(axis=1)
+    assert (error <= 0.501 * d).all()
+    np.testing.assert_array_equal(packed[960:1056].view(np.int16), q.reshape(-1, 16).sum(axis=1))
+    np.testing.assert_allclose(packed[864:960].view(np.float32), d * q.sum(axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+@pytest.mark.parametrize("name", TYPES)
+def test_products_of_few_tokens(name: str, isa: str) -> None:
+    """Error against float64: rounding a block of 32 normal values to 8 bits costs about 2.5e-5 of its energy, and a few
+    single products stray from their expectation by more."""
+    rng = np.random.default_rng(3)
+    for rows, blocks, n in ((1, 1, 1), (3, 3, 2), (17, 9, 1), (17, 2, 5)):
+        k = columns(name, blocks)
+        data = blocks_of(name, rows * k, rows + n)
+        x = rng.standard_normal((n, k)).astype(np.float32)
+        weights = oracle(name, data, rows).astype(np.float64)
+        for act in {kernels.act_for(TYPES[name], 1, isa), ACT_F32, ACT_Q8}:
+            got = kernels.product(TYPES[name], data, rows, k, x, isa, step_rows=1, act=act)
+            plain = kernels.product(TYPES[name], data, rows, k, x, "c", step_rows=1, act=act)
+            energy = np.sum((weights**2).sum(axis=1)) * n  # expected energy of the products of normal values
+            error = np.sum((got - x.astype(np.float64) @ weights.T) ** 2) / energy
+            assert error < (1e-12 if act == ACT_F32 else 1e-4 if rows * n > 3 else 6e-4), (rows, k, n, act)
+            assert np.sum((got.astype(np.float64) - plain) ** 2) / energy < 1e-11, (rows, k, n, act)
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q3_K", "IQ3_S"])
+def test_products_with_activations_in_blocks_of_256(name: str, isa: str) -> None:
+    data = blocks_of(name, 5 * 768)
+    x = np.random.default_rng(4).standard_normal((3, 768)).astype(np.float32)
+    want = x.astype(np.float64) @ oracle(name, data, 5).astype(np.float64).T
+    assert nmse(kernels.product(TYPES[name], data, 5, 768, x, isa, step_rows=1, act=ACT_Q8K), want) < 3e-4
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+@pytest.mark.parametrize("name", TYPES)
+def test_a_row_is_the_same_in_every_chunk_and_company(name: str, isa: str) -> None:
+    rows, k = 17, columns(name, 3)
+    data = blocks_of(name, rows * k)
+    x = np.random.default_rng(5).standard_normal((5, k)).astype(np.float32)
+    made = kernels.Product(TYPES[name], data, rows, k, x, isa, step_rows=1)
+    whole = made.run().copy()
+    made.out[:] = np.nan
+    for r0, r1 in ((5, 6), (0, 5), (6, 17)):
+        made.run(r0, r1)
+    np.testing.assert_array_equal(made.out, whole)
+    for t in range(5):
+        alone = kernels.product(TYPES[name], data, rows, k, x[t], isa, step_rows=1)
+        np.testing.assert_array_equal(alone[0], whole[t])
+
+
+def test_rows_outside_the_chunk_are_left_alone() -> None:
+    data = blocks_of("Q8_0", 17 * 64)
+    for isa in kernels.available():
+        got = kernels.product(TYPES["Q8_0"], data, 17, 64, np.ones(64), isa, r0=3, r1=7)
+        assert (got[0, :3] == 0).all() and (got[0, 7:] == 0).all() and (got[0, 3:7] != 0).all()
+
+
+def test_bad_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of the block of 256"):
+        kernels.row_bytes(TYPES["Q4_K"], 128)
+    with pytest.raises(ValueError, match="bytes"):
+        kernels.product(TYPES["Q8_0"], b"\0" * 33, 1, 32, np.ones(32))
+    with pytest.raises(ValueError, match="no tensor type"):
+        kernels.unpack(5, b"", 32)
+
+
+def test_instruction_sets_are_chosen_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HEARTHD_ISA", raising=False)
+    assert kernels.select() == kernels.available()[-1]
+    assert kernels.select("c") == "c"
+    with pytest.raises(ValueError, match="no such instruction set"):
+        kernels.select("mmx")
+    for name in set(kernels.NAMES) - set(kernels.available()):
+        with pytest.raises(ValueError, match=r"processor|kernel"):
+            kernels.select(name)
+    code = "from hearthd.cyext import kernels; print(kernels.select())"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"HEARTHD_ISA": "c"}, capture_output=True, check=True
+    )
+    assert run.stdout == b"c\n"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"HEARTHD_ISA": "z80"}, capture_output=True, check=False
+    )
+    assert run.returncode != 0 and b"no such instruction set" in run.stderr
