@@ -1,0 +1,39 @@
+from collections.abc import Iterator
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+ELEMENT_NAMES: tuple[str, ...]
+
+class HeaderError(ValueError):
+    what: str
+    byte: int
+    tensor: str | None
+    key: str | None
+    def __init__(self, what: str, byte: int = 0, tensor: str | None = None, key: str | None = None) -> None: ...
+
+class Array:
+    @property
+    def element(self) -> str: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int, /) -> Any: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def tolist(self) -> list[Any]: ...
+    def bytes(self) -> list[bytes]: ...
+    def numpy(self) -> np.ndarray[Any, Any]: ...
+
+class Header:
+    version: int
+    alignment: int
+    data_offset: int
+    header_end: int
+    file_size: int
+    n_tensors: int
+    tensors: list[tuple[str, int, tuple[int, ...], int, int]]
+    metadata: dict[str, Any]
+    @property
+    def raw(self) -> memoryview: ...
+
+def parse(path: str | PathLike[str]) -> Header: ...
+def tensor_types() -> list[tuple[int, str, int, int]]: ...
