@@ -1,0 +1,164 @@
+"""How a byte-level BPE cuts text into words before it merges: one entry per value of `tokenizer.ggml.pre`.
+
+Owns the patterns and the cutting; knows nothing of tokens. It does not guess: an unknown name is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+Split = Callable[[str], list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class PreTokenizer:
+    """Patterns are applied one after the other; each isolates its matches, what lies between them stays whole.
+
+    `ignore_merges`: a word that is itself a token is taken as it is. `add_bos`: what holds when the metadata is silent.
+    """
+
+    patterns: tuple[str, ...]
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+    def split(self) -> Split:
+        """The compiled cut: text -> words, whose concatenation is the text."""
+        return _compile(self.patterns)
+
+
+# Building blocks. `(?i:…)` folds as Unicode does (U+017F counts as s), which is what the published patterns say.
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACE = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_OTHER = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_QWEN2 = rf"{_SUFFIX}|{_WORD}|\p{{N}}|{_OTHER}|{_SPACE}"
+_LLAMA3 = rf"{_SUFFIX}|{_WORD}|\p{{N}}{{1,3}}|{_OTHER}|{_SPACE}"
+_QWEN35 = rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACE}"
+
+
+def _cased(suffix: str, *, without: str = "") -> str:
+    """Words as o200k cuts them: capitals then small letters, so that CamelCase falls apart."""
+    upper = rf"(?:{without}[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}])"
+    lower = rf"(?:{without}[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}])"
+    lead = r"[^\r\n\p{L}\p{N}]?"
+    return rf"{lead}{upper}*{lower}+{suffix}|{lead}{upper}+{lower}*{suffix}"
+
+
+_O200K = rf"{_cased(_SUFFIX + '?')}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACE}"
+_TEKKEN = rf"{_cased('')}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACE}"
+_NOT_HAN = r"(?!\p{Han})"
+_KIMI = rf"\p{{Han}}+|{_cased(_SUFFIX + '?', without=_NOT_HAN)}|\p{{N}}{{1,3}}|{_OTHER}|{_SPACE}"
+
+# Characters beyond ASCII are written as escapes: an editor that normalises text would silently change the ranges.
+_CJK = "\u4e00-\u9fa5"
+_CJK_KANA = f"[{_CJK}\u3040-\u309f\u30a0-\u30ff]+"
+_CJK_HANGUL = f"[{_CJK}\u0800-\u4e00\uac00-\ud7ff]+"
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    _CJK_KANA,
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACE}",
+)
+# The cased letters of Unicode 11, less a few scripts, as deepseek-llm's tokenizer.json lists them.
+_DEEPSEEK_LETTERS = (
+    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376"
+    "\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
+    "\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77"
+    "\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d"
+    "\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4"
+    "\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139"
+    "\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d"
+    "\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a"
+    "\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2"
+    "\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
+)
+_DEEPSEEK_LLM = (
+    r"[\r\n]",
+    rf"\s?[{_DEEPSEEK_LETTERS}]+",
+    "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+    r"\s+$",
+    _CJK_HANGUL,
+    r"\p{N}+",
+)
+_DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK_HANGUL, r"\p{N}")
+# What llama.cpp does with files from before `tokenizer.ggml.pre` existed.
+_DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
+
+_gpt2 = PreTokenizer((_GPT2,))
+_qwen2 = PreTokenizer((_QWEN2,))
+_llama3 = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
+_o200k = PreTokenizer((_O200K,))
+_cl100k = PreTokenizer((_LLAMA3,))
+
+# Names and their meaning as in llama.cpp's src/llama-vocab.cpp; patterns as in the models' own tokenizer.json
+# (Kimi: tokenization_kimi.py), of which llama.cpp quotes the originals.
+KNOWN: dict[str, PreTokenizer] = {
+    "default": PreTokenizer(_DEFAULT),
+    "gpt-2": _gpt2,
+    "phi-2": _gpt2,
+    "olmo": _gpt2,  # also OLMoE
+    "mpt": _gpt2,
+    "exaone4": _gpt2,
+    "starcoder": PreTokenizer((r"\p{N}", _GPT2)),
+    "smollm": PreTokenizer((r"\p{N}", _GPT2)),
+    "command-r": PreTokenizer((r"\p{N}", _GPT2)),
+    "qwen2": _qwen2,
+    "deepseek-r1-qwen": _qwen2,
+    "stablelm2": _qwen2,
+    "megrez": _qwen2,
+    "hunyuan": _qwen2,
+    "solar-open": _qwen2,
+    "grok-2": _qwen2,
+    "qwen35": PreTokenizer((_QWEN35,)),
+    "llama-bpe": _llama3,
+    "llama3": _llama3,
+    "llama-v3": _llama3,
+    "pixtral": _llama3,
+    "falcon3": _llama3,
+    "lfm2": _llama3,
+    "dbrx": _cl100k,  # also OLMo 2
+    "smaug-bpe": _cl100k,
+    "glm4": _cl100k,
+    "chatglm-bpe": _cl100k,
+    "gpt-4o": _o200k,  # gpt-oss
+    "llama4": _o200k,
+    "kanana2": _o200k,
+    "minimax-m2": _o200k,
+    "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
+    "kimi-k2": PreTokenizer((_KIMI,)),
+    "deepseek-v3": PreTokenizer(_DEEPSEEK3),  # also Step 3.5
+    "hunyuan-dense": PreTokenizer(_DEEPSEEK3),
+    "deepseek-llm": PreTokenizer(_DEEPSEEK_LLM),
+    "deepseek-coder": PreTokenizer(_DEEPSEEK_CODER),
+}
+
+
+@lru_cache(maxsize=8)
+def _compile(patterns: tuple[str, ...]) -> Split:
+    import regex  # only when text is first encoded: some 30 ms that a start does not have
+
+    compiled = [regex.compile(pattern) for pattern in patterns]
+
+    def isolate(pattern: regex.Pattern[str], text: str) -> list[str]:
+        words: list[str] = pattern.findall(text)
+        if sum(map(len, words)) == len(text):  # no gaps
+            return words
+        words, end = [], 0
+        for match in pattern.finditer(text):
+            start, stop = match.span()
+            words += (text[end:start], text[start:stop])
+            end = stop
+        words.append(text[end:])
+        return [word for word in words if word]
+
+    def split(text: str) -> list[str]:
+        words = [text]
+        for pattern in compiled:
+            words = [part for word in words for part in isolate(pattern, word)]
+        return words
+
+    return split
