@@ -1,0 +1,127 @@
+"""Chat templates as published, and the habits of templates that plain Jinja does not know."""
+
+from datetime import datetime
+
+import pytest
+from hearthd.daemon.model.template import ChatTemplate, TemplateError
+from hearthd.daemon.model.tokenizer import Tokenizer
+
+USER = {"role": "user", "content": "What is 2 < 3 & 'é'?"}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Adds <numbers> & größen",
+        "parameters": {"type": "object", "properties": {"a": {"type": "integer", "description": "first"}}},
+    },
+}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": "ß<"}}}]}
+
+
+@pytest.fixture
+def published(models_dir):
+    def load(name):
+        path = models_dir / "templates" / name
+        if not path.exists():
+            pytest.skip(f"no {path}")
+        return ChatTemplate(path.read_text(encoding="utf-8"), eos="<|im_end|>")
+
+    return load
+
+
+def test_qwen3(published):
+    template = published("Qwen-Qwen3-0.6B.jinja")
+    turn = f"<|im_start|>user\n{USER['content']}<|im_end|>\n"
+    assert template.render([USER]) == turn + "<|im_start|>assistant\n"
+    assert template.render([USER], add_generation_prompt=False) == turn
+    assert template.render([USER], enable_thinking=False).endswith("assistant\n<think>\n\n</think>\n\n")
+    thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes."}
+    # What was thought before the last question is left out.
+    assert "hm" not in template.render([USER, thought, USER])
+    assert "<think>\nhm\n</think>\n\nYes.<|im_end|>" in template.render([USER, thought])
+    with_tools = template.render([USER, CALL, {"role": "tool", "content": "5"}], tools=[TOOL])
+    assert '"description": "Adds <numbers> & größen"' in with_tools
+    assert '<tool_call>\n{"name": "add", "arguments": {"a": "ß<"}}\n</tool_call><|im_end|>\n' in with_tools
+    assert "<|im_start|>user\n<tool_response>\n5\n</tool_response><|im_end|>\n<|im_start|>assistant\n" in with_tools
+
+
+def test_qwen3_coder(published):
+    template = published("Qwen3-Coder.jinja")
+    assert template.render([USER]) == f"<|im_start|>user\n{USER['content']}<|im_end|>\n<|im_start|>assistant\n"
+    with_tools = template.render([USER, CALL, {"role": "tool", "content": "5"}], tools=[TOOL])
+    assert "<name>add</name>\n<description>Adds <numbers> & größen</description>" in with_tools
+    assert "<function=add>\n<parameter=a>\nß<\n</parameter>\n</function>\n</tool_call><|im_end|>" in with_tools
+    assert template.render([USER], tools=[]) == template.render([USER])
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ messages[0] | tojson }}", '{"role": "user", "content": "What is 2 < 3 & \'é\'?"}'),
+        ("{{ {'b': 1, 'a': [2]} | tojson(indent=2, sort_keys=true) }}", '{\n  "a": [\n    2\n  ],\n  "b": 1\n}'),
+        ("{{ {'b': 1} | tojson(separators=(',', ':')) }}", '{"b":1}'),
+        ("{{ strftime_now('%d %b %Y') }}", "09 Aug 2025"),
+        ("{% set ns = namespace(n=0) %}{% for i in range(5) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "10"),
+        (
+            "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i > 3 %}{% break %}{% endif %}{{ i }}"
+            "{% endfor %}",
+            "023",
+        ),
+        ("{% if true %}\n  {% if true %}\nx\n  {% endif %}\n{% endif %}", "x\n"),
+        ("a{% generation %}{{ messages[0].role }}{% endgeneration %}b", "auserb"),
+        ("{{ bos_token }}|{{ eos_token }}|{{ pad_token }}", "<s>|</s>|<pad>"),
+        ("{{ tools is none }} {{ documents is none }} {{ missing is defined }}", "True True False"),
+        ("{{ 'think' if enable_thinking is defined and enable_thinking else 'not' }}", "think"),
+        ("{%- for k, v in {'x': 1} | items %}{{ k ~ v }}{% endfor %}{{ 'a b'.split(' ')[-1].lstrip('b') }}", "x1"),
+        ("{{ messages[0].content | length }}{{ messages[0]['nothing'] or '-' }}{{ '%02d' | format(7) }}", "20-07"),
+        ("{{ [1, 2] is sequence and messages[0] is mapping and 'x' is string and [] is iterable }}", "True"),
+        ("{% macro m(x, y=2) %}{{ x + y }}{% endmacro %}{{ m(1) }}", "3"),
+        ("{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ messages[::-1][0].role }}", "1user"),
+    ],
+)
+def test_template_habits(source, text):
+    template = ChatTemplate(
+        source, "<s>", "</s>", tokens={"pad_token": "<pad>"}, now=lambda: datetime(2025, 8, 9, 12, 0)
+    )
+    assert template.render([USER], enable_thinking=True) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{% if %}", "line 1"),
+        ("{{ messages[7].content.strip() }}", "no element 7|undefined"),
+        ("{{ 1 + 'a' }}", "unsupported operand"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "[Rr]ange"),
+    ],
+)
+def test_refusals(source, word):
+    with pytest.raises(TemplateError, match=word):
+        ChatTemplate(source).render([USER])
+
+
+def test_from_metadata():
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": ["a", "<s>", "<|im_start|>", "<|im_end|>"],
+        "tokenizer.ggml.token_type": [1, 3, 3, 3],
+        "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.bos_token_id": 1,
+    }
+    tokenizer = Tokenizer.from_metadata(metadata)
+    named = {"tokenizer.chat_template": "{{ bos_token }}plain", "tokenizer.chat_template.tool_use": "tools"}
+    template = ChatTemplate.from_metadata(metadata | named, tokenizer)
+    assert (template.render([USER]), template.render([USER], tools=[TOOL])) == ("<s>plain", "tools")
+    assert template.warning is None
+
+    fallback = ChatTemplate.from_metadata(metadata, tokenizer)
+    assert fallback.warning is not None and "ChatML" in fallback.warning
+    assert fallback.render([USER]) == f"<|im_start|>user\n{USER['content']}<|im_end|>\n<|im_start|>assistant\n"
+
+    metadata["tokenizer.ggml.tokens"] = ["a", "<s>", "b", "c"]
+    with pytest.raises(TemplateError, match="no chat template"):
+        ChatTemplate.from_metadata(metadata, Tokenizer.from_metadata(metadata))
