@@ -205,6 +205,7 @@ class Bytes(Struct, kw_only=True):
     unknown: int = 0
     locked: int = 0  # part of mapped
     evicted_recently: int = 0  # part of deferred
+    wrong_node: int | None = None  # bytes that lie on another node than the one that reads them; None: not measured
 
 
 class RequestRow(Struct, kw_only=True):
@@ -246,6 +247,9 @@ class Stats(Struct, tag_field="topic", tag="stats", kw_only=True):
     faults_major_per_token: float = 0.0
     lookahead_recall: float | None = None
     lookahead_wasted_bytes: int = 0
+    experts_used: int = 0  # (layer, expert) pairs that a token was routed to since the start
+    experts_total: int = 0
+    local_share: list[float] = []  # per node: share of weight bytes that its team reads from its own memory
     layer: int = -1  # where the running step is
     private_bytes: int = 0
     cpu_percent: float = 0.0
