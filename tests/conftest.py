@@ -1,16 +1,87 @@
-"""What several tests share: where the models to test with lie."""
+"""Shared fixtures: where the test models lie, and daemons that live as long as a test."""
+
+from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @pytest.fixture(scope="session")
 def models_dir() -> Path:
-    """The shared models (HEARTHD_TEST_MODELS, default ../shared/models beside the repository); skips without them."""
-    default = Path(__file__).resolve().parents[1] / ".." / "shared" / "models"
-    path = Path(os.environ.get("HEARTHD_TEST_MODELS", default))
+    """The directory of the shared test models (HEARTHD_TEST_MODELS, else ../shared/models)."""
+    path = Path(os.environ.get("HEARTHD_TEST_MODELS") or ROOT.parent / "shared" / "models")
     if not path.is_dir():
-        pytest.skip(f"no models to test with at {path}: set HEARTHD_TEST_MODELS")
+        pytest.skip(f"test models absent: {path} (set HEARTHD_TEST_MODELS)")
     return path
+
+
+class DaemonProcess:
+    """A daemon in a process of its own, ready to answer."""
+
+    def __init__(self, process: subprocess.Popen[str], endpoint: str, log: Path) -> None:
+        self.process, self.endpoint, self._log = process, endpoint, log
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def stop(self, number: int = signal.SIGTERM, seconds: float = 20) -> int:
+        """Send a signal and wait; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+
+@pytest.fixture
+def start_daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
+    """`start_daemon("MODEL", "--warm", "off")` runs hearthd on an ipc endpoint in tmp_path until it says READY.
+
+    With `fake=True` it serves tests/fake_hearth.py instead of a model.
+    """
+    import socket
+
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, fake: bool = False, env: dict[str, str] | None = None) -> DaemonProcess:
+        number = len(running)
+        endpoint = f"ipc://{tmp_path}/d{number}.control"
+        if "--control" in arguments:
+            endpoint = arguments[arguments.index("--control") + 1]
+            chosen: list[str] = []
+        else:
+            chosen = ["--control", endpoint]
+        program = [str(ROOT / "tests" / "fake_hearth.py")] if fake else ["-m", "hearthd.daemon.cli"]
+        log = tmp_path / f"d{number}.log"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, log.open("w") as stderr:
+            notify.bind(str(tmp_path / f"n{number}"))
+            notify.settimeout(0.05)
+            process = subprocess.Popen(
+                [sys.executable, *program, *arguments, *chosen],
+                stderr=stderr,
+                text=True,
+                env=os.environ
+                | {"NOTIFY_SOCKET": str(tmp_path / f"n{number}"), "HEARTHD_STATE_DIRECTORY": str(tmp_path / "state")}
+                | (env or {}),
+            )
+            running.append(process)
+            for _ in range(600):
+                try:
+                    if b"READY=1" in notify.recv(4096):
+                        return DaemonProcess(process, endpoint, log)
+                except TimeoutError:
+                    if process.poll() is not None:
+                        break
+        raise AssertionError(f"the daemon did not get ready (exit {process.poll()}):\n{log.read_text()}")
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.wait()

@@ -1,0 +1,123 @@
+"""The command `hearthd`: flags to settings, errors to exit codes. Everything slow is imported after the flags are read."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import exit_codes
+
+
+def version() -> str:
+    import hearthd
+
+    return str(getattr(hearthd, "__version__", "unknown"))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; only those that were given end up in the namespace."""
+    made = argparse.ArgumentParser(
+        prog="hearthd",
+        description="Serve a mixture-of-experts model from a GGUF file: ready within a second, warming while it answers.",
+        epilog="Settings come from flags, then HEARTHD_* in the environment, then the file of --config, then defaults.",
+        argument_default=argparse.SUPPRESS,
+    )
+    add = made.add_argument
+    add("model", nargs="?", metavar="MODEL", help="a GGUF file, any file of a split model, or a name in the HF cache")
+    add("--control", metavar="ENDPOINT", help="ipc://PATH (or a path), or tcp://HOST:PORT with --keys")
+    add("--telemetry", metavar="ENDPOINT", help="default: beside the control endpoint")
+    add("--name", help="of the sockets in the runtime directory (default: default)")
+    add("--keys", metavar="DIR", help="CURVE keys for TCP endpoints (hearthctl keys DIR makes them)")
+    add("--experts", choices=["defer", "eager"], help="leave experts where they are until needed (default), or not")
+    add("--warm", choices=["auto", "background", "before-ready", "off"], help="when to populate experts (default: auto)")
+    add("--memory-budget", metavar="auto|SIZE|PERCENT", help="of model pages kept mapped (default: auto)")
+    add("--threads", type=int, metavar="N", help="compute threads (default: physical cores)")
+    add("--context", type=int, metavar="N", help="tokens of one session (default: 4096)")
+    add("--batch", type=int, metavar="N", help="tokens of a prompt per step (default: 512)")
+    add("--sessions", type=int, metavar="N", help="answers in progress at a time (default: 4)")
+    add("--numa", choices=["off", "interleave", "distribute", "mirror", "experts"], help="placement (default: off)")
+    add("--drain-seconds", type=float, metavar="S", help="for answers in progress after SIGTERM (default: 3)")
+    add("--state-directory", metavar="DIR", help="where heat is kept")
+    add("--log-level", choices=["debug", "info", "warning", "error"])
+    add("--config", metavar="FILE", help="TOML; the keys are the flags' names")
+    add("--demo", action="store_true", help="serve the small model that ships with the package")
+    add("--version", action="version", version=f"%(prog)s {version()}")
+    return made
+
+
+def demo_model() -> str:
+    """The path of the packaged model."""
+    from pathlib import Path
+
+    return str(Path(__file__).with_name("data") / "tinystories-moe-Q4_K_M.gguf")
+
+
+def open_real(config: Any) -> Any:
+    from .hearth import Hearth
+
+    return Hearth(config)
+
+
+def main(arguments: Sequence[str] | None = None, open_hearth: Callable[[Any], Any] = open_real) -> int:
+    """The exit code."""
+    made = parser()
+    if "--print-completion" in (sys.argv if arguments is None else arguments):
+        import shtab  # not on the way of a daemon that starts
+
+        shtab.add_argument_to(made, ["--print-completion"])
+    flags = vars(made.parse_args(arguments))
+    file, demo = flags.pop("config", ""), flags.pop("demo", False)
+
+    from . import logs
+    from .config import ConfigError, load
+
+    try:
+        config = load(flags, file=file)
+    except ConfigError as error:
+        print(f"hearthd: {error}", file=sys.stderr)
+        return exit_codes.CONFIG
+    if demo:
+        if config.model:
+            made.error("--demo and MODEL exclude each other")
+        config.model = demo_model()
+    if not config.model:
+        made.error("MODEL is missing (a GGUF file, or --demo)")
+    logs.set_up(config.log_level)
+    return run(config, open_hearth)
+
+
+def run(config: Any, open_hearth: Callable[[Any], Any]) -> int:
+    """Serve, and turn what can go wrong at the start into one line and an exit code."""
+    from .endpoints import EndpointError
+    from .security import KeyTrouble
+    from .service import serve
+    from .sockets import Taken
+
+    def say(error: BaseException) -> None:
+        print(f"hearthd: {error}", file=sys.stderr)
+
+    try:
+        return serve(config, open_hearth, version())
+    except (EndpointError, KeyTrouble) as error:
+        say(error)
+        return exit_codes.CONFIG
+    except Taken as error:
+        say(error)
+        return exit_codes.UNAVAILABLE
+    except KeyboardInterrupt:
+        return exit_codes.for_signal(2)
+    except Exception as error:
+        from .model.gguf import ModelError
+
+        say(error)
+        if isinstance(error, ModelError):
+            return exit_codes.DATA
+        if isinstance(error, OSError):
+            return exit_codes.FAILURE
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

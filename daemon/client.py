@@ -1,0 +1,456 @@
+"""Clients of a daemon for Python: `Client` blocks and needs pyzmq only, `AsyncClient` is for trio. No policy, no printing.
+
+For people who write their own:
+
+    from hearthd.daemon.client import Client
+
+    with Client() as hearth:                          # or Client("ipc:///run/hearthd/default.control")
+        print(hearth.status().stats.state)
+        stream = hearth.generate("Once upon a time", max_tokens=64)
+        for event in stream:                          # TokenEvent: .token, .text, .logprob
+            print(event.text, end="", flush=True)
+        print(stream.done.reason, stream.done.timings.generated)
+
+Leaving a stream before its end (break, an exception, `stream.cancel()`) ends the request in the daemon. Several streams
+may be open on one client. What can go wrong is a `ClientError`: `Unreachable` (nobody answers there), `TimedOut`,
+`RequestError` (the daemon's answer is an error: `.code`, `.message`, `.field`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import msgspec
+import zmq
+
+from . import endpoints, protocol, security
+
+CONNECT_SECONDS = 5.0
+SLICE = 0.5  # how often a waiting client looks whether the daemon is still there
+
+
+class ClientError(Exception):
+    """Anything that keeps a client from its answer."""
+
+
+class Unreachable(ClientError):
+    """No daemon answers at the endpoint, or it went away."""
+
+
+class TimedOut(ClientError):
+    """The answer did not come in the time given."""
+
+
+class RequestError(ClientError):
+    """The daemon answered with an error."""
+
+    def __init__(self, error: protocol.Error) -> None:
+        super().__init__(error.message)
+        self.code, self.message, self.field = error.code, error.message, error.field
+
+
+def _socket(context: zmq.Context[Any], endpoint: str, keys: str) -> zmq.Socket[bytes]:
+    path = endpoints.ipc_path(endpoint)
+    if path is not None and not path.exists():
+        raise Unreachable(f"no daemon at {endpoint}")
+    raw = context.socket(zmq.DEALER)
+    raw.linger = 200
+    raw.immediate = 1  # writable only while connected: how a client knows that the daemon is there
+    raw.rcvhwm = 10000
+    raw.heartbeat_ivl = 5000
+    raw.heartbeat_timeout = 20000
+    try:
+        security.secure_client(raw, endpoint, keys)
+        raw.connect(endpoint)
+    except (security.KeyTrouble, zmq.ZMQError) as error:
+        raw.close(0)
+        raise Unreachable(f"{endpoint}: {error}") from None
+    return raw
+
+
+def _frames(request: protocol.Request) -> list[bytes]:
+    return [b"", protocol.encode(request)]
+
+
+def _reply(frames: list[bytes]) -> tuple[protocol.AnyReply, bytes | None]:
+    frames = frames[1:] if frames and not frames[0] else frames
+    return protocol.decode_reply(frames[0]), frames[1] if len(frames) > 1 else None
+
+
+def _sampling(given: dict[str, Any]) -> protocol.Sampling:
+    return protocol.Sampling(**{name: value for name, value in given.items() if value is not None})
+
+
+class _Requests:
+    """The operations, in terms of `_call(request) -> Result` and `_stream(request)` of a client of either kind.
+
+    `_call` of AsyncClient returns an awaitable, so each of these is awaited there.
+    """
+
+    endpoint: str
+    _ids: Iterator[int]
+
+    def _next_id(self) -> str:
+        return f"{os.getpid()}-{next(self._ids)}"
+
+    def _call(self, request: protocol.Request, convert: Callable[[dict[str, Any]], Any] = dict) -> Any:
+        raise TypeError("use Client or AsyncClient")
+
+    def status(self) -> Any:
+        """`protocol.StatusData`: model, options in effect, state, warnings, the last numbers, the telemetry endpoint."""
+        return self._call(protocol.Status(), lambda data: msgspec.convert(data, protocol.StatusData))
+
+    def tokenize(self, text: str, *, special: bool = True, bos: bool | None = None) -> Any:
+        """Token ids (list of int)."""
+        return self._call(protocol.Tokenize(text=text, special=special, bos=bos), lambda data: data["tokens"])
+
+    def detokenize(self, tokens: list[int]) -> Any:
+        """Text of token ids."""
+        return self._call(protocol.Detokenize(tokens=tokens), lambda data: data["text"])
+
+    def residency(self, by: str = "role") -> Any:
+        """Bytes mapped, cached, deferred and unknown; a dict as `hearthctl residency --json` prints it."""
+        return self._call(msgspec.convert({"op": "residency", "by": by}, protocol.Residency))
+
+    def experts(self, layer: int | None = None) -> Any:
+        """Per layer: how often each expert was routed to, and how much of it is resident."""
+        return self._call(protocol.Experts(layer=layer))
+
+    def plan(self) -> Any:
+        """Bytes per role and type, what the budget admits, what each option would do."""
+        return self._call(protocol.Plan())
+
+    def defer(self, select: protocol.Selection | None = None) -> Any:
+        """Give the selected experts' pages back (default: all experts)."""
+        return self._call(protocol.Defer(select=select or protocol.Selection()))
+
+    def pin(self, select: protocol.Selection | None = None, *, release: bool = False) -> Any:
+        """Lock the selected spans into memory, or release them."""
+        return self._call(protocol.Pin(select=select or protocol.Selection(), release=release))
+
+    def cancel(self, target: str) -> Any:
+        """End a request by its id."""
+        return self._call(protocol.Cancel(target=target))
+
+    def shutdown(self) -> Any:
+        """Ask the daemon to drain and exit."""
+        return self._call(protocol.Shutdown())
+
+
+class Client(_Requests):
+    """Blocking; one thread. `timeout` is the longest silence in seconds before TimedOut (None: wait)."""
+
+    def __init__(
+        self, endpoint: str = "", *, keys: str = "", timeout: float | None = None, connect: float = CONNECT_SECONDS
+    ) -> None:
+        self.endpoint = endpoints.control_to_connect(endpoint)
+        self.timeout = timeout
+        self._ids = itertools.count(1)
+        self._waiting: dict[str, deque[tuple[protocol.AnyReply, bytes | None]]] = {}
+        self._context: zmq.Context[Any] = zmq.Context()
+        try:
+            self._raw = _socket(self._context, self.endpoint, keys or os.environ.get("HEARTHD_KEYS", ""))
+        except BaseException:
+            self._context.term()
+            raise
+        if not self._raw.poll(int(connect * 1000), zmq.POLLOUT):
+            self.close()
+            raise Unreachable(f"no daemon answers at {self.endpoint}")
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Requests that are still open are dropped by the daemon."""
+        if not self._raw.closed:
+            self._raw.close()
+            self._context.term()
+
+    # -- answers of the model ----------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        tokens: list[int] | None = None,
+        max_tokens: int = 256,
+        stop: list[str] | None = None,
+        ignore_eos: bool = False,
+        **sampling: Any,
+    ) -> Stream:
+        """Continue text or token ids. `sampling`: the fields of `protocol.Sampling` (temperature, top_k, seed, ...)."""
+        return self.stream(
+            protocol.Generate(
+                prompt=prompt,
+                tokens=tokens,
+                max_tokens=max_tokens,
+                stop=stop or [],
+                ignore_eos=ignore_eos,
+                sampling=_sampling(sampling),
+            )
+        )
+
+    def chat(self, messages: list[dict[str, Any]], *, max_tokens: int = 256, **fields: Any) -> Stream:
+        """Answer a conversation of `{"role": ..., "content": ...}` through the model's template."""
+        names = set(protocol.Sampling.__struct_fields__)
+        sampling = _sampling({name: fields.pop(name) for name in list(fields) if name in names})
+        return self.stream(protocol.Chat(messages=messages, max_tokens=max_tokens, sampling=sampling, **fields))
+
+    def score(
+        self, tokens: list[int] | None = None, *, text: str = "", logits: bool = False
+    ) -> tuple[dict[str, Any], bytes | None]:
+        """Log-probabilities of the given tokens; with `logits` also float32 bytes, little endian, of `shape`."""
+        request = protocol.Score(tokens=tokens or [], text=text, logits=logits)
+        reply, body = self._one(self._send(request))
+        return _data(reply), body
+
+    def warm(
+        self,
+        select: protocol.Selection | None = None,
+        *,
+        wait: bool = False,
+        progress: Callable[[protocol.Progress], None] | None = None,
+    ) -> dict[str, Any]:
+        """Populate the selected spans (default: all experts); `progress` is called while they are."""
+        request = protocol.Warm(select=select or protocol.Selection(), wait=wait, stream=progress is not None)
+        id = self._send(request)
+        while True:
+            reply, _ = self._next(id)
+            if isinstance(reply, protocol.Progress):
+                if progress is not None:
+                    progress(reply)
+                continue
+            del self._waiting[id]
+            return _data(reply)
+
+    def stream(self, request: protocol.Generate | protocol.Chat) -> Stream:
+        """Send a generation of one's own making; its events."""
+        request.stream = True
+        return Stream(self, self._send(request))
+
+    def request(self, request: protocol.Request) -> protocol.AnyReply:
+        """Any request that has one reply; the reply, errors too."""
+        return self._one(self._send(request))[0]
+
+    # -- the way there and back --------------------------------------------------------------------------------------
+
+    def _call(self, request: protocol.Request, convert: Callable[[dict[str, Any]], Any] = dict) -> Any:
+        reply, _ = self._one(self._send(request))
+        return convert(_data(reply))
+
+    def _send(self, request: protocol.Request) -> str:
+        request.id = request.id or self._next_id()
+        self._waiting[request.id] = deque()
+        while True:
+            try:
+                self._raw.send_multipart(_frames(request), zmq.DONTWAIT)
+                return request.id
+            except zmq.Again:
+                if not self._raw.poll(int(CONNECT_SECONDS * 1000), zmq.POLLOUT):
+                    self._waiting.pop(request.id, None)
+                    raise Unreachable(f"the daemon at {self.endpoint} went away") from None
+
+    def _one(self, id: str) -> tuple[protocol.AnyReply, bytes | None]:
+        try:
+            return self._next(id)
+        finally:
+            self._waiting.pop(id, None)
+
+    def _next(self, id: str) -> tuple[protocol.AnyReply, bytes | None]:
+        """The next reply to this request; replies to others are kept for them."""
+        deadline = time.monotonic() + self.timeout if self.timeout is not None else None
+        mine = self._waiting[id]
+        while not mine:
+            pause = SLICE if deadline is None else min(SLICE, max(0.0, deadline - time.monotonic()))
+            if self._raw.poll(int(pause * 1000) + 1):
+                reply, body = _reply(self._raw.recv_multipart())
+                if reply.id in self._waiting:
+                    self._waiting[reply.id].append((reply, body))
+                elif not reply.id:  # the daemon could not even read the id
+                    mine.append((reply, body))
+            elif not self._raw.poll(0, zmq.POLLOUT):
+                raise Unreachable(f"the daemon at {self.endpoint} went away")
+            elif deadline is not None and time.monotonic() >= deadline:
+                raise TimedOut(f"no answer from {self.endpoint} in {self.timeout:g} s")
+        return mine.popleft()
+
+    def _forget(self, id: str, *, cancel: bool) -> None:
+        if self._waiting.pop(id, None) is not None and cancel and not self._raw.closed:
+            with suppress(zmq.ZMQError):
+                self._raw.send_multipart(_frames(protocol.Cancel(id=f"{id}/cancel", target=id)), zmq.DONTWAIT)
+
+
+def _data(reply: protocol.AnyReply) -> dict[str, Any]:
+    if isinstance(reply, protocol.Error):
+        raise RequestError(reply)
+    if isinstance(reply, protocol.Result):
+        return reply.data
+    raise ClientError(f"unexpected reply: {type(reply).__name__}")
+
+
+class Stream:
+    """The events of one generation: iterate for TokenEvents; `done` is there afterwards."""
+
+    def __init__(self, client: Client, id: str) -> None:
+        self._client = client
+        self.id = id
+        self._done: protocol.Done | None = None
+
+    def __iter__(self) -> Iterator[protocol.TokenEvent]:
+        try:
+            while self._done is None:
+                reply, _ = self._client._next(self.id)
+                if isinstance(reply, protocol.TokenEvent):
+                    yield reply
+                elif isinstance(reply, protocol.Done):
+                    self._done = reply
+                elif isinstance(reply, protocol.Error):
+                    self._client._forget(self.id, cancel=False)
+                    raise RequestError(reply)
+        finally:
+            self._client._forget(self.id, cancel=self._done is None)
+
+    @property
+    def done(self) -> protocol.Done:
+        """Reason, whole text, all tokens and timings; reads on to the end when it has not come yet."""
+        for _ in self if self._done is None else ():
+            pass
+        if self._done is None:
+            raise ClientError("the stream was left before its end")
+        return self._done
+
+    def cancel(self) -> protocol.Done:
+        """End the request in the daemon; what it had generated."""
+        if self._done is None:
+            self._client._send(protocol.Cancel(target=self.id))
+        return self.done
+
+
+class AsyncClient(_Requests):
+    """For trio: `async with connect(endpoint) as hearth: ...`. Any number of tasks may use one client."""
+
+    def __init__(self, endpoint: str, socket: Any) -> None:
+        self.endpoint = endpoint
+        self._ids = itertools.count(1)
+        self._socket = socket
+        self._waiting: dict[str, Any] = {}
+
+    async def pump(self) -> None:
+        """Hands every reply to whoever asked; runs while the client is used."""
+        while True:
+            reply, body = _reply([frame.bytes for frame in await self._socket.recv()])
+            if (channel := self._waiting.get(reply.id)) is not None:
+                channel.send_nowait((reply, body))
+
+    async def watch(self) -> None:
+        """Ends every waiting request when the daemon went away."""
+        import trio
+
+        while True:
+            await trio.sleep(SLICE)
+            if self._waiting and not self._socket.raw.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+                for channel in self._waiting.values():
+                    channel.close()
+
+    @asynccontextmanager
+    async def _asked(self, request: protocol.Request) -> AsyncIterator[Any]:
+        import trio
+
+        request.id = request.id or self._next_id()
+        send, receive = trio.open_memory_channel[tuple[protocol.AnyReply, bytes | None]](float("inf"))
+        self._waiting[request.id] = send
+        try:
+            await self._socket.send(_frames(request))
+            yield receive
+        finally:
+            del self._waiting[request.id]
+
+    async def _receive(self, channel: Any) -> tuple[protocol.AnyReply, bytes | None]:
+        import trio
+
+        try:
+            return await channel.receive()
+        except trio.EndOfChannel:
+            raise Unreachable(f"the daemon at {self.endpoint} went away") from None
+
+    async def _call(self, request: protocol.Request, convert: Callable[[dict[str, Any]], Any] = dict) -> Any:
+        async with self._asked(request) as channel:
+            reply, _ = await self._receive(channel)
+        return convert(_data(reply))
+
+    async def request(self, request: protocol.Request) -> protocol.AnyReply:
+        async with self._asked(request) as channel:
+            return (await self._receive(channel))[0]
+
+    async def score(
+        self, tokens: list[int] | None = None, *, text: str = "", logits: bool = False
+    ) -> tuple[dict[str, Any], bytes | None]:
+        """As `Client.score`."""
+        async with self._asked(protocol.Score(tokens=tokens or [], text=text, logits=logits)) as channel:
+            reply, body = await self._receive(channel)
+        return _data(reply), body
+
+    async def warm(self, select: protocol.Selection | None = None, *, wait: bool = False) -> dict[str, Any]:
+        """As `Client.warm`, without progress."""
+        data: dict[str, Any] = await self._call(protocol.Warm(select=select or protocol.Selection(), wait=wait))
+        return data
+
+    async def stream(
+        self, request: protocol.Generate | protocol.Chat
+    ) -> AsyncIterator[protocol.TokenEvent | protocol.Done]:
+        """TokenEvents, then the Done. Leaving early (also by cancellation) ends the request in the daemon."""
+        request.stream = True
+        ended = False
+        try:
+            async with self._asked(request) as channel:
+                while not ended:
+                    reply, _ = await self._receive(channel)
+                    ended = isinstance(reply, protocol.Done | protocol.Error)
+                    if isinstance(reply, protocol.Error):
+                        raise RequestError(reply)
+                    if isinstance(reply, protocol.TokenEvent | protocol.Done):
+                        yield reply
+        finally:
+            if not ended:
+                with suppress(zmq.ZMQError):
+                    self._socket.send_nowait(_frames(protocol.Cancel(target=request.id)))
+
+
+@asynccontextmanager
+async def connect(
+    endpoint: str = "", *, keys: str = "", timeout: float = CONNECT_SECONDS
+) -> AsyncIterator[AsyncClient]:
+    """An AsyncClient for the body. Raises Unreachable."""
+    import trio
+
+    from .sockets import pumping
+
+    endpoint = endpoints.control_to_connect(endpoint)
+    context: zmq.Context[Any] = zmq.Context()
+    try:
+        raw = _socket(context, endpoint, keys or os.environ.get("HEARTHD_KEYS", ""))
+        async with pumping(raw) as socket, trio.open_nursery() as nursery:
+            with trio.move_on_after(timeout):
+                while not raw.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+                    await trio.sleep(0.01)
+            if not raw.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+                raise Unreachable(f"no daemon answers at {endpoint}")
+            client = AsyncClient(endpoint, socket)
+            nursery.start_soon(client.pump)
+            nursery.start_soon(client.watch)
+            try:
+                yield client
+            finally:
+                nursery.cancel_scope.cancel()
+    finally:
+        context.destroy(linger=200)
+

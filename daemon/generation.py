@@ -1,0 +1,271 @@
+"""One request's way from a prompt to tokens and text: a turn at a time, in a worker thread. Decides no order.
+
+A turn is one step of the engine with its sampling: one hop into the worker. What it returns is for the event loop to
+send. Nothing here talks to a socket.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import protocol
+
+SCORE_BYTES = 64 << 20  # logits of one scoring turn
+
+
+class TextUntil:
+    """Passes text on, but holds back what may be the beginning of a stop string."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """The text that may be shown now. Sets `stopped` when a stop string is complete; it is not shown."""
+        if not self._stops:
+            return text
+        text = self._held + text
+        if found := [at for stop in self._stops if (at := text.find(stop)) >= 0]:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = 0
+        for stop in self._stops:
+            for size in range(min(len(stop) - 1, len(text)), keep, -1):
+                if text.endswith(stop[:size]):
+                    keep = size
+                    break
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+class Job(ABC):
+    """What the scheduler turns: a session, and where it stands."""
+
+    op = ""
+
+    def __init__(self, name: str, id: str, peer: bytes, tokens: Sequence[int]) -> None:
+        self.name = name  # shown in status, a target of cancel
+        self.id = id  # echoed in every reply
+        self.peer = peer
+        self.call: Any = None  # the way back to the client, for whoever delivers
+        self.prompt = np.asarray(tokens, dtype=np.int32)
+        self.prompt_done = 0
+        self.arrived = time.monotonic()
+        self.started = 0.0  # first turn
+        self.first = 0.0  # first result
+        self.last = 0.0
+        self.session: Any = None
+        self.ended = ""  # reason, once it has one
+        self.stop_reason = ""  # set by the event loop: end at the next turn with this reason
+
+    @property
+    def in_prompt(self) -> bool:
+        return self.prompt_done < len(self.prompt)
+
+    @property
+    def generated(self) -> int:
+        return 0
+
+    @property
+    def max_tokens(self) -> int:
+        return 0
+
+    @abstractmethod
+    def turn(self, engine: Any) -> list[protocol.Reply]:
+        """One step. Raises what `engine.step` raises; the job is unchanged then."""
+
+    @abstractmethod
+    def finish(self, reason: str) -> tuple[protocol.Reply, bytes | None]:
+        """The last reply, and its second frame if it has one."""
+
+    def close(self) -> None:
+        if self.session is not None:
+            self.session.close()
+            self.session = None
+
+    def timings(self) -> protocol.Timings:
+        return protocol.Timings(
+            prompt_tokens=len(self.prompt),
+            queue_seconds=max(0.0, self.started - self.arrived) if self.started else 0.0,
+            ttft_seconds=max(0.0, self.first - self.arrived) if self.first else 0.0,
+            prompt_seconds=max(0.0, self.first - self.started) if self.first else 0.0,
+            generated=self.generated,
+            generate_seconds=max(0.0, self.last - self.first) if self.last else 0.0,
+        )
+
+    def row(self, now: float) -> protocol.RequestRow:
+        """This request as the monitor shows it."""
+        phase = "queued" if not self.started else "prompt" if self.in_prompt or not self.first else "generate"
+        if phase == "generate":
+            seconds, count = now - self.first, self.generated - 1
+        else:
+            seconds, count = (now - self.started if self.started else 0.0), self.prompt_done
+        return protocol.RequestRow(
+            id=self.name,
+            op=self.op,
+            phase=phase,
+            prompt_tokens=len(self.prompt),
+            prompt_done=self.prompt_done,
+            generated=self.generated,
+            max_tokens=self.max_tokens,
+            seconds=now - self.arrived,
+            rate=count / seconds if seconds > 0 and count > 0 else 0.0,
+        )
+
+
+class GenerateJob(Job):
+    """Prompt in chunks of `engine.batch`, then one token per turn."""
+
+    def __init__(
+        self,
+        request: protocol.Generate | protocol.Chat,
+        *,
+        name: str,
+        peer: bytes,
+        tokens: Sequence[int],
+        tokenizer: Any,
+        sampler: Any,
+    ) -> None:
+        super().__init__(name, request.id, peer, tokens)
+        self.op = "chat" if isinstance(request, protocol.Chat) else "generate"
+        self.stream = request.stream
+        self._limit = request.max_tokens
+        self._ends = frozenset() if request.ignore_eos else tokenizer.end_of_generation
+        self._want_logprobs = request.sampling.logprobs > 0
+        self._sampler = sampler
+        self._detokenizer = tokenizer.stream()
+        self._until = TextUntil(request.stop)
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+        self._logprobs: list[float] = []
+        if last := request.sampling.repeat_last:
+            for token in self.prompt[-last:].tolist():
+                sampler.accept(token)
+
+    @property
+    def generated(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def max_tokens(self) -> int:
+        return self._limit
+
+    def turn(self, engine: Any) -> list[protocol.Reply]:
+        if self.in_prompt:
+            chunk = self.prompt[self.prompt_done : self.prompt_done + engine.batch]
+            whole = self.prompt_done + len(chunk) == len(self.prompt)
+            (logits,) = engine.step([(self.session, chunk, "last" if whole and self._limit > 0 else "none")])
+            self.prompt_done += len(chunk)
+            if not whole:
+                return []
+            if self._limit <= 0:
+                self.first = time.monotonic()
+                self.ended = "length"
+                return []
+        else:
+            chunk = np.asarray(self._tokens[-1:], dtype=np.int32)
+            (logits,) = engine.step([(self.session, chunk, "last")])
+        choice = self._sampler.sample(logits[-1])
+        token = int(choice.token)
+        self.last = time.monotonic()
+        self.first = self.first or self.last
+        if token in self._ends:
+            self.ended = "stop"
+            return self._show(None, self._detokenizer.flush(), flush=True)
+        self._sampler.accept(token)
+        self._tokens.append(token)
+        if self._want_logprobs:
+            self._logprobs.append(float(choice.logprob))
+        events = self._show(choice, self._detokenizer.push(token))
+        if self._until.stopped:
+            self.ended = "stop-string"
+        elif len(self._tokens) >= self._limit:
+            self.ended = "length"
+        return events
+
+    def _show(self, choice: Any, text: str, *, flush: bool = False) -> list[protocol.Reply]:
+        shown = self._until.push(text)
+        if flush and not self._until.stopped:
+            shown += self._until.flush()
+        self._text.append(shown)
+        if not self.stream or choice is None:
+            return []  # text that only the end completes arrives with `done`
+        event = protocol.TokenEvent(id=self.id, token=int(choice.token), text=shown)
+        if self._want_logprobs:
+            event.logprob = float(choice.logprob)
+            event.alternatives = [(int(token), float(logprob)) for token, logprob in choice.alternatives]
+        return [event]
+
+    def finish(self, reason: str) -> tuple[protocol.Reply, bytes | None]:
+        if not self._until.stopped and reason != "stop":
+            self._text.append(self._until.push(self._detokenizer.flush()))
+            if not self._until.stopped:
+                self._text.append(self._until.flush())
+        done = protocol.Done(
+            id=self.id,
+            reason=reason,
+            text="".join(self._text),
+            tokens=self._tokens,
+            logprobs=self._logprobs,
+            timings=self.timings(),
+        )
+        return done, None
+
+
+class ScoreJob(Job):
+    """The log-probability of each given token after those before it, and the logits if wanted."""
+
+    op = "score"
+
+    def __init__(self, request: protocol.Score, *, name: str, peer: bytes, tokens: Sequence[int]) -> None:
+        super().__init__(name, request.id, peer, tokens)
+        self._logprobs: list[float | None] = [None]  # nothing comes before the first
+        self._keep = request.logits
+        self._logits: list[np.ndarray] = []
+        self._vocabulary = 0
+
+    def turn(self, engine: Any) -> list[protocol.Reply]:
+        vocabulary = self._vocabulary = engine.hyper.n_vocab
+        size = max(1, min(engine.batch, SCORE_BYTES // (4 * vocabulary)))
+        start = self.prompt_done
+        chunk = self.prompt[start : start + size]
+        (logits,) = engine.step([(self.session, chunk, "all")])
+        following = self.prompt[start + 1 : start + 1 + len(chunk)]
+        rows = logits[: len(following)].astype(np.float64)
+        if len(following):
+            top = rows.max(axis=1)
+            total = top + np.log(np.exp(rows - top[:, None]).sum(axis=1))
+            self._logprobs += (rows[np.arange(len(following)), following] - total).tolist()
+        if self._keep:
+            self._logits.append(np.array(logits, dtype="<f4", order="C"))
+        self.prompt_done += len(chunk)
+        self.first = self.last = time.monotonic()
+        if not self.in_prompt:
+            self.ended = "stop"
+        return []
+
+    def finish(self, reason: str) -> tuple[protocol.Reply, bytes | None]:
+        if reason != "stop":
+            message = f"scored {self.prompt_done} of {len(self.prompt)} tokens, then ended: {reason}"
+            return protocol.Error(id=self.id, code=reason, message=message), None
+        known = [value for value in self._logprobs if value is not None]
+        data: dict[str, Any] = {
+            "tokens": self.prompt.tolist(),
+            "logprobs": self._logprobs,
+            "sum": sum(known),
+            "perplexity": float(np.exp(-sum(known) / len(known))) if known else None,
+            "shape": [len(self.prompt), self._vocabulary],
+            "seconds": self.last - self.started,
+        }
+        body = b"".join(part.tobytes() for part in self._logits) if self._keep else None
+        return protocol.Result(id=self.id, data=data), body

@@ -1,0 +1,280 @@
+"""What each operation of the control socket does. Knows requests and the parts of the daemon; no sockets.
+
+A handler answers through its call, or raises Refused. Those that compute hand over to the scheduler or to a thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from . import protocol
+from .control import Call, Handler, Refused
+from .generation import GenerateJob, Job, ScoreJob
+from .scheduler import Busy, Scheduler
+from .telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from .config import Config
+
+THREADS = 2  # for tokenizing and the like
+LONG_TEXT = 4096  # characters that may be tokenized on the event loop's thread
+LOGITS_LIMIT = 512 << 20  # bytes of the logits frame
+STOPS_LIMIT = 64
+
+
+class Operations:
+    """The table of handlers. `hearth` is the opened model with its parts; `stop` ends the daemon."""
+
+    def __init__(
+        self,
+        hearth: Any,
+        config: Config,
+        scheduler: Scheduler,
+        telemetry: Telemetry,
+        stop: Callable[[str], None],
+        status: Callable[[], protocol.StatusData],
+    ) -> None:
+        self._hearth = hearth
+        self._config = config
+        self._scheduler = scheduler
+        self._telemetry = telemetry
+        self._stop = stop
+        self._status = status
+        self._numbers = itertools.count(1)
+        self._threads = trio.CapacityLimiter(THREADS)
+        self.stopping = False
+
+    def table(self) -> dict[type, Handler]:
+        return {
+            protocol.Status: self.status,
+            protocol.Generate: self.generate,
+            protocol.Chat: self.chat,
+            protocol.Tokenize: self.tokenize,
+            protocol.Detokenize: self.detokenize,
+            protocol.Score: self.score,
+            protocol.Residency: self.residency,
+            protocol.Experts: self.experts,
+            protocol.Plan: self.plan,
+            protocol.Warm: self.warm,
+            protocol.Defer: self.defer,
+            protocol.Pin: self.pin,
+            protocol.Cancel: self.cancel,
+            protocol.Shutdown: self.shutdown,
+        }
+
+    # -- answers of the model ----------------------------------------------------------------------------------------
+
+    async def generate(self, call: Call) -> None:
+        request: protocol.Generate = call.request
+        self._check_open()
+        check_sampling(request)
+        await self._hearth.prepared()
+        if request.tokens is not None:
+            tokens = self._checked(request.tokens, "tokens")
+        else:
+            tokens = await self._encode(request.prompt)
+        await self._start_generation(call, tokens, "tokens" if request.tokens is not None else "prompt")
+
+    async def chat(self, call: Call) -> None:
+        request: protocol.Chat = call.request
+        self._check_open()
+        check_sampling(request)
+        if not request.messages:
+            raise Refused("bad-field", "messages: there are none", "messages")
+        await self._hearth.prepared()
+        template = self._hearth.template
+        if template is None:
+            raise Refused("no-template", "the model's metadata has no chat template: use generate")
+
+        def render() -> str:
+            return template.render(
+                request.messages, tools=request.tools, add_generation_prompt=True, **request.template_arguments
+            )
+
+        try:
+            text = await trio.to_thread.run_sync(render, limiter=self._threads)
+        except Exception as error:  # a template is the model's program: whatever it raises is the answer
+            raise Refused("template", f"the chat template refused the messages: {error}", "messages") from None
+        await self._start_generation(call, await self._encode(text, bos=False), "messages")
+
+    async def score(self, call: Call) -> None:
+        request: protocol.Score = call.request
+        self._check_open()
+        await self._hearth.prepared()
+        tokens = self._checked(request.tokens, "tokens") if request.tokens else await self._encode(request.text)
+        self._check_length(tokens, "tokens" if request.tokens else "text")
+        size = 4 * len(tokens) * self._hearth.engine.hyper.n_vocab
+        if request.logits and size > LOGITS_LIMIT:
+            raise Refused("too-long", f"the logits would have {size} bytes, {LOGITS_LIMIT} are allowed", "logits")
+        self._submit(call, ScoreJob(request, name=self._name(request), peer=call.peer, tokens=tokens))
+
+    async def tokenize(self, call: Call) -> None:
+        request: protocol.Tokenize = call.request
+        await self._hearth.prepared()
+        tokens = await self._encode(request.text, special=request.special, bos=request.bos)
+        call.result({"tokens": tokens, "count": len(tokens)})
+
+    async def detokenize(self, call: Call) -> None:
+        await self._hearth.prepared()
+        tokens = self._checked(call.request.tokens, "tokens")
+        call.result({"text": await trio.to_thread.run_sync(self._hearth.tokenizer.decode, tokens)})
+
+    async def _start_generation(self, call: Call, tokens: list[int], field: str) -> None:
+        request = call.request
+        if not tokens:
+            bos = self._hearth.tokenizer.bos
+            if bos is None:
+                raise Refused("bad-field", f"{field}: empty, and the model has no token to begin with", field)
+            tokens = [bos]
+        self._check_length(tokens, field)
+        tokenizer = self._hearth.tokenizer
+        sampler = self._hearth.new_sampler(request.sampling)
+        name = self._name(request)
+        job = GenerateJob(request, name=name, peer=call.peer, tokens=tokens, tokenizer=tokenizer, sampler=sampler)
+        self._submit(call, job)
+
+    def _submit(self, call: Call, job: Job) -> None:
+        if call.gone:
+            return
+        self._check_open()
+        job.call = call
+        try:
+            self._scheduler.submit(job)
+        except Busy as error:
+            raise Refused("busy", str(error)) from None
+
+    def _name(self, request: Any) -> str:
+        return request.id or f"r{next(self._numbers)}"
+
+    def _check_open(self) -> None:
+        if self.stopping:
+            raise Refused("stopping", "the daemon is stopping")
+
+    def _check_length(self, tokens: Sequence[int], field: str) -> None:
+        limit = self._hearth.engine.context
+        if len(tokens) > limit:
+            raise Refused("too-long", f"the prompt has {len(tokens)} tokens, the context holds {limit}", field)
+
+    def _checked(self, tokens: list[int], field: str) -> list[int]:
+        vocabulary = self._hearth.tokenizer.n_vocab
+        for place, token in enumerate(tokens):
+            if not 0 <= token < vocabulary:
+                message = f"{field}[{place}]: {token} is no token of a vocabulary of {vocabulary}"
+                raise Refused("bad-field", message, f"{field}[{place}]")
+        return tokens
+
+    async def _encode(self, text: str, *, special: bool = True, bos: bool | None = None) -> list[int]:
+        encode = self._hearth.tokenizer.encode
+        if len(text) <= LONG_TEXT:
+            return list(encode(text, special=special, bos=bos))
+        return list(
+            await trio.to_thread.run_sync(lambda: encode(text, special=special, bos=bos), limiter=self._threads)
+        )
+
+    # -- state of the daemon -----------------------------------------------------------------------------------------
+
+    async def status(self, call: Call) -> None:
+        call.result(self._status())
+
+    async def residency(self, call: Call) -> None:
+        call.result(await self._hearth.residency_by(call.request.by))
+
+    async def experts(self, call: Call) -> None:
+        layer = call.request.layer
+        info = self._hearth.info
+        if layer is not None and not 0 <= layer < info.layers:
+            raise Refused("bad-field", f"layer: {layer} is none of {info.layers} layers", "layer")
+        await self._hearth.prepared()
+        call.result(await self._hearth.experts(layer))
+
+    async def plan(self, call: Call) -> None:
+        call.result(await trio.to_thread.run_sync(self._hearth.plan, limiter=self._threads))
+
+    # -- actions -----------------------------------------------------------------------------------------------------
+
+    async def warm(self, call: Call) -> None:
+        request: protocol.Warm = call.request
+        self._check_open()
+        self._check_selection(request.select)
+        await self._hearth.prepared()
+
+        def progress(done: int, total: int, what: str = "bytes") -> None:
+            if request.stream:
+                call.reply(protocol.Progress(id=request.id, done=done, total=total, what=what))
+
+        call.result(await self._hearth.warm(request.select, wait=request.wait or request.stream, progress=progress))
+
+    async def defer(self, call: Call) -> None:
+        self._check_selection(call.request.select)
+        await self._hearth.prepared()
+        call.result(await self._hearth.defer(call.request.select))
+
+    async def pin(self, call: Call) -> None:
+        request: protocol.Pin = call.request
+        self._check_selection(request.select)
+        await self._hearth.prepared()
+        call.result(await self._hearth.pin(request.select, release=request.release))
+
+    def _check_selection(self, select: protocol.Selection) -> None:
+        info = self._hearth.info
+        for field, values, limit in (
+            ("layers", select.layers, info.layers),
+            ("experts", select.experts, info.experts),
+        ):
+            for value in values or ():
+                if not 0 <= value < limit:
+                    raise Refused("bad-field", f"select.{field}: {value} is none of {limit}", f"select.{field}")
+        if select.hottest is not None and select.hottest < 0:
+            raise Refused("bad-field", "select.hottest: negative", "select.hottest")
+
+    async def cancel(self, call: Call) -> None:
+        target = call.request.target
+        jobs = [job for job in self._scheduler.jobs() if job.name == target]
+        chosen = [job for job in jobs if job.peer == call.peer] or jobs
+        if not chosen:
+            raise Refused("unknown-request", f"no request {target!r:.80} is in progress or waiting", "target")
+        for job in chosen:
+            self._scheduler.end(job, "cancelled")
+        call.result({"cancelled": len(chosen)})
+
+    async def shutdown(self, call: Call) -> None:
+        call.result({"stopping": True, "pid": os.getpid()})
+        self._stop("asked by a client")
+
+    # -- clients -----------------------------------------------------------------------------------------------------
+
+    def deliver(self, job: Job, reply: protocol.Reply, body: bytes | None) -> bool:
+        return job.call.reply(reply, body)
+
+    def client_gone(self, peer: bytes) -> None:
+        if count := self._scheduler.end_all("gone", lambda job: job.peer == peer):
+            noun = "request" if count == 1 else "requests"
+            self._telemetry.say("client-gone", f"a client went away: {count} {noun} dropped")
+
+
+def check_sampling(request: protocol.Generate | protocol.Chat) -> None:
+    """Raises Refused naming the field that is out of its range."""
+    sampling = request.sampling
+    ranges: tuple[tuple[str, float, float, float], ...] = (
+        ("max_tokens", request.max_tokens, 0, 1 << 24),
+        ("sampling.temperature", sampling.temperature, 0, 100),
+        ("sampling.top_k", sampling.top_k, 0, 1 << 31),
+        ("sampling.top_p", sampling.top_p, 0, 1),
+        ("sampling.min_p", sampling.min_p, 0, 1),
+        ("sampling.repeat_penalty", sampling.repeat_penalty, 0.01, 100),
+        ("sampling.repeat_last", sampling.repeat_last, 0, 1 << 24),
+        ("sampling.logprobs", sampling.logprobs, 0, 100),
+        ("sampling.seed", sampling.seed or 0, -(1 << 63), (1 << 64) - 1),
+        ("stop", len(request.stop), 0, STOPS_LIMIT),
+    )
+    for field, value, low, high in ranges:
+        if not low <= value <= high:
+            raise Refused("bad-field", f"{field}: {value} is not between {low} and {high}", field)
+
+

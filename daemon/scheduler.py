@@ -1,0 +1,215 @@
+"""Requests to steps: who has the next turn. Knows jobs and the engine, no sockets and no tokens.
+
+Jobs in progress take turns one by one; a turn is a chunk of a prompt, a token, or a chunk to score, and one hop into
+the worker thread. Waiting requests start in the order of how little their client has in progress already.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from . import protocol
+from .generation import Job
+
+log = logging.getLogger(__name__)
+
+Deliver = Callable[[Job, protocol.Reply, bytes | None], bool]
+
+
+class Busy(Exception):
+    """No room for another waiting request."""
+
+
+class Rate:
+    """Tokens per second over the last second."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, float, int]] = deque()
+
+    def add(self, start: float, end: float, count: int) -> None:
+        self._marks.append((start, end, count))
+        self._forget(end)
+
+    def _forget(self, now: float) -> None:
+        while self._marks and self._marks[0][1] < now - 1.0:
+            self._marks.popleft()
+
+    def now(self) -> float:
+        moment = time.monotonic()
+        self._forget(moment)
+        if not self._marks:
+            return 0.0
+        return sum(mark[2] for mark in self._marks) / max(1.0, self._marks[-1][1] - self._marks[0][0])
+
+
+class Scheduler:
+    """One engine's turns. `deliver` sends a reply and says whether the client still takes any."""
+
+    def __init__(self, deliver: Deliver, *, sessions: int, queue: int) -> None:
+        self._deliver = deliver
+        self._sessions = sessions
+        self._queue = queue
+        self._engine: Any = None
+        self._active: deque[Job] = deque()
+        self._waiting: list[Job] = []
+        self._current: Job | None = None
+        self._wake = trio.Event()
+        self._idle = trio.Event()
+        self._idle.set()
+        self._limiter = trio.CapacityLimiter(1)
+        self.on_prefill: Callable[[bool], None] = lambda running: None
+        self.prompt_rate, self.generate_rate = Rate(), Rate()
+        self.prompt_tokens = self.generated_tokens = self.turns = 0
+
+    # -- what the control loop asks for ------------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> None:
+        """Raises Busy."""
+        if len(self._waiting) >= self._queue:
+            raise Busy(f"{len(self._waiting)} requests are waiting already")
+        self._waiting.append(job)
+        self._idle = trio.Event() if self._idle.is_set() else self._idle
+        self._wake.set()
+
+    def use(self, engine: Any) -> None:
+        """The engine is there: turns may begin."""
+        self._engine = engine
+        self._wake.set()
+
+    def jobs(self) -> list[Job]:
+        return ([self._current] if self._current else []) + list(self._active) + self._waiting
+
+    def end(self, job: Job, reason: str) -> None:
+        """End a job with a reason, also in the middle of a step."""
+        job.stop_reason = job.stop_reason or reason
+        if job is self._current:
+            self._engine.interrupt()
+        elif job in self._waiting:
+            self._waiting.remove(job)
+            self._finish(job, reason)
+        self._wake.set()
+
+    def end_all(self, reason: str, choose: Callable[[Job], bool] = lambda job: True) -> int:
+        chosen = [job for job in self.jobs() if choose(job)]
+        for job in chosen:
+            self.end(job, reason)
+        return len(chosen)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> bool:
+        return self._current is not None
+
+    async def until_idle(self) -> None:
+        while self.jobs():
+            await self._idle.wait()
+
+    # -- the turns ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Runs as long as the daemon."""
+        while True:
+            self._admit()
+            if self._engine is None or not self._active:
+                if not self.jobs():
+                    self._idle.set()
+                self._wake = trio.Event()
+                await self._wake.wait()
+                continue
+            job = self._active.popleft()
+            self._current = job
+            try:
+                await self._turn(job)
+            finally:
+                self._current = None
+            if not job.ended:
+                self._active.append(job)
+
+    def _admit(self) -> None:
+        if self._engine is None:
+            return
+        while self._waiting and len(self._active) < self._sessions:
+            share: dict[bytes, int] = {}
+            for job in self._active:
+                share[job.peer] = share.get(job.peer, 0) + 1
+            job = min(self._waiting, key=lambda waiting: share.get(waiting.peer, 0))  # the first of equals
+            self._waiting.remove(job)
+            self._active.append(job)
+
+    async def _turn(self, job: Job) -> None:
+        if job.stop_reason:
+            self._finish(job, job.stop_reason)
+            return
+        before, generated, prefill = job.prompt_done, job.generated, job.in_prompt
+        start = time.monotonic()
+        job.started = job.started or start
+        if prefill:
+            self.on_prefill(True)
+        try:
+            events = await trio.to_thread.run_sync(self._work, job, limiter=self._limiter)
+        except Exception as error:
+            self._failed(job, error)
+            return
+        finally:
+            if prefill:
+                self.on_prefill(False)
+        self.turns += 1
+        end = time.monotonic()
+        if count := job.prompt_done - before:
+            self.prompt_tokens += count
+            self.prompt_rate.add(start, end, count)
+        if (count := job.generated - generated) and not prefill:
+            self.generate_rate.add(start, end, count)
+        self.generated_tokens += job.generated - generated
+        for event in events:
+            if not job.ended and not self._deliver(job, event, None):
+                job.stop_reason = job.stop_reason or "gone"
+            elif job.ended:
+                self._deliver(job, event, None)
+        if job.ended:
+            self._finish(job, job.ended)
+        elif job.stop_reason:
+            self._finish(job, job.stop_reason)
+
+    def _work(self, job: Job) -> list[protocol.Reply]:
+        if job.session is None:
+            job.session = self._engine.new_session()
+        return job.turn(self._engine)
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        kind = type(error).__name__
+        if job.stop_reason:
+            self._finish(job, job.stop_reason)
+        elif kind == "Interrupted":
+            # Meant for a job that ended just before: what this one had computed of the step goes, its turn comes again.
+            if job.session is not None:
+                job.session.truncate(job.prompt_done + max(0, job.generated - 1))
+        elif kind == "ContextFull":
+            if job.generated:
+                self._finish(job, "context")
+            else:
+                self._fail(job, "too-long", str(error))
+        else:
+            log.error("request %s failed: %s", job.name, error, exc_info=kind != "StepFailed")
+            self._fail(job, "failed", str(error) or kind)
+
+    def _fail(self, job: Job, code: str, message: str) -> None:
+        job.ended = code
+        self._deliver(job, protocol.Error(id=job.id, code=code, message=message), None)
+        job.close()
+
+    def _finish(self, job: Job, reason: str) -> None:
+        job.ended = job.ended or reason
+        if reason != "gone":
+            reply, body = job.finish(reason)
+            self._deliver(job, reply, body)
+        job.close()

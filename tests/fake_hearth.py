@@ -1,0 +1,211 @@
+"""A hearth without a model: one token per character, every step counts upwards. For tests of the service around it.
+
+As a program it is a daemon: the same flags as hearthd, no MODEL.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import trio
+
+from hearthd.daemon import protocol
+from hearthd.daemon.config import Config
+
+VOCABULARY = 256
+
+
+class StepFailed(Exception):
+    pass
+
+
+class Interrupted(Exception):
+    pass
+
+
+class ContextFull(Exception):
+    pass
+
+
+class Session:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.tokens: list[int] = []
+        engine.open_sessions += 1
+
+    def truncate(self, length: int) -> None:
+        del self.tokens[length:]
+
+    def close(self) -> None:
+        self.engine.open_sessions -= 1
+
+
+class Hyper:
+    n_vocab = VOCABULARY
+
+
+class Engine:
+    """The next token is the last one plus one. `fail_token` makes a step fail; `pause` seconds per step."""
+
+    isa = "fake"
+    batch = 8
+    hyper = Hyper()
+    layer = -1
+    fail_token = -1
+
+    def __init__(self, context: int = 512, pause: float = 0.0) -> None:
+        self.context = context
+        self.pause = pause
+        self.open_sessions = 0
+        self.steps: list[tuple[int, int]] = []  # session's id, tokens
+        self.lookahead: dict[str, Any] = {"recall": None, "wasted_bytes": 0, "reading": False, "reason": "fake"}
+        self._stop = threading.Event()
+
+    def new_session(self) -> Session:
+        return Session(self)
+
+    def interrupt(self) -> None:
+        self._stop.set()
+
+    def step(self, rows: list[tuple[Session, np.ndarray, str]]) -> list[np.ndarray | None]:
+        self._stop.clear()
+        results: list[np.ndarray | None] = []
+        for session, tokens, want in rows:
+            self.steps.append((id(session), len(tokens)))
+            if self.fail_token in tokens:
+                raise StepFailed("span blk.0.ffn_gate_exps.weight[3] could not be read")
+            if len(session.tokens) + len(tokens) > self.context:
+                raise ContextFull(f"the context holds {self.context}")
+            if self.pause and self._stop.wait(self.pause):
+                raise Interrupted
+            session.tokens += tokens.tolist()
+            logits = np.full((len(tokens), VOCABULARY), -10.0, dtype=np.float32)
+            logits[np.arange(len(tokens)), (tokens + 1) % VOCABULARY] = 10.0
+            results.append(None if want == "none" else logits if want == "all" else logits[-1:])
+        return results
+
+    def close(self) -> None:
+        assert self.open_sessions == 0
+
+
+class Tokenizer:
+    bos = 1
+    eos = 0
+    end_of_generation = frozenset({0})
+    n_vocab = VOCABULARY
+
+    def encode(self, text: str, special: bool = True, bos: bool | None = None) -> list[int]:
+        return [ord(character) % VOCABULARY for character in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def stream(self) -> Tokenizer:
+        return self
+
+    def push(self, token: int) -> str:
+        return chr(token)
+
+    def flush(self) -> str:
+        return ""
+
+
+class Choice:
+    logprob = -0.5
+    alternatives: list[tuple[int, float]] = []
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+
+class Sampler:
+    def accept(self, token: int) -> None:
+        pass
+
+    def sample(self, logits: np.ndarray) -> Choice:
+        return Choice(int(logits.argmax()))
+
+
+class Template:
+    def render(self, messages: list[dict[str, Any]], **_: Any) -> str:
+        return "".join(message["content"] for message in messages)
+
+
+class Hearth:
+    """What the service needs of an opened model (hearthd.daemon.hearth.Hearth)."""
+
+    def __init__(self, config: Config, pause: float = 0.0, slow_start: float = 0.0) -> None:
+        self.info = protocol.ModelInfo(name="fake", layers=2, experts=4, vocabulary=VOCABULARY)
+        self.warnings = [protocol.Warning_(code="fake", message="nothing here is a model")]
+        self.engine: Engine | None = None
+        self.tokenizer = Tokenizer()
+        self.template = Template()
+        self.residency = None
+        self.on_event: Any = None
+        self.saved = 0
+        self._made = Engine(config.context, pause)
+        self._slow_start = slow_start
+        self._prepared = trio.Event()
+
+    async def prepare(self) -> None:
+        await trio.sleep(self._slow_start)
+        self.engine = self._made
+        self._prepared.set()
+
+    async def prepared(self) -> None:
+        await self._prepared.wait()
+
+    def prefill(self, running: bool) -> None:
+        pass
+
+    def warmed(self) -> bool:
+        return True
+
+    def start_line(self) -> str:
+        return "fake"
+
+    def options(self) -> dict[str, Any]:
+        return {"experts": "defer"}
+
+    def bytes_read(self) -> int:
+        return 0
+
+    def new_sampler(self, sampling: protocol.Sampling) -> Sampler:
+        return Sampler()
+
+    async def residency_by(self, by: str) -> dict[str, Any]:
+        return {"by": by, "rows": []}
+
+    async def experts(self, layer: int | None) -> dict[str, Any]:
+        return {"layers": []}
+
+    async def warm(self, select: protocol.Selection, *, wait: bool, progress: Any) -> dict[str, Any]:
+        progress(1, 1, "bytes")
+        return {"spans": 0}
+
+    async def defer(self, select: protocol.Selection) -> dict[str, Any]:
+        return {"spans": 0}
+
+    async def pin(self, select: protocol.Selection, *, release: bool) -> dict[str, Any]:
+        return {"spans": 0}
+
+    def plan(self) -> dict[str, Any]:
+        return {"bytes": 0}
+
+    def save(self) -> None:
+        self.saved += 1
+
+    def close(self) -> None:
+        self._made.close()
+
+
+if __name__ == "__main__":
+    import os
+    import sys
+
+    from hearthd.daemon import cli
+
+    pause = float(os.environ.get("FAKE_PAUSE", "0"))
+    sys.exit(cli.main([*sys.argv[1:], "fake"], open_hearth=lambda config: Hearth(config, pause)))

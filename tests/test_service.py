@@ -1,0 +1,299 @@
+"""The daemon around a fake engine: answers, fairness, cancelling, vanished clients, draining."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import zmq
+
+from hearthd.daemon import client, config, protocol, service
+
+from . import fake_hearth
+
+
+@asynccontextmanager
+async def serving(path: Path, *, pause: float = 0.0, slow_start: float = 0.0, **settings: Any) -> AsyncIterator[Any]:
+    """A service in this process; yields (endpoint, fake hearth, service)."""
+    endpoint = f"ipc://{path}/s.control"
+    made = config.Config(model="fake", control=endpoint, drain_seconds=0.2, **settings)
+    hearths: list[fake_hearth.Hearth] = []
+
+    def open_hearth(given: config.Config) -> fake_hearth.Hearth:
+        hearths.append(fake_hearth.Hearth(given, pause, slow_start))
+        return hearths[-1]
+
+    served = service.Service(made, open_hearth, "test")
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(served.run)
+            yield endpoint, hearths[0], served
+            served.stop("the test is over")
+
+
+async def collect(hearth: client.AsyncClient, request: protocol.Generate) -> tuple[list[int], protocol.Done]:
+    tokens, done = [], None
+    async for event in hearth.stream(request):
+        if isinstance(event, protocol.Done):
+            done = event
+        else:
+            tokens.append(event.token)
+    assert done is not None
+    return tokens, done
+
+
+async def test_every_operation_answers(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (endpoint, _, _), client.connect(endpoint) as hearth:
+        status = await hearth.status()
+        assert status.control == endpoint and status.telemetry.endswith("s.telemetry")
+        assert status.warnings[0].code == "fake"
+        assert await hearth.tokenize("abc") == [97, 98, 99]
+        assert await hearth.detokenize([104, 105]) == "hi"
+        tokens, done = await collect(hearth, protocol.Generate(prompt="abc", max_tokens=4))
+        assert tokens == done.tokens == [100, 101, 102, 103]
+        assert (done.text, done.reason) == ("defg", "length")
+        assert done.timings.prompt_tokens == 3 and done.timings.generated == 4
+        assert 0 < done.timings.ttft_seconds
+        _, done = await collect(hearth, protocol.Chat(messages=[{"role": "user", "content": "12"}], max_tokens=2))
+        assert done.text == "34"
+        data, body = await hearth.score([10, 11, 13], logits=True)
+        assert data["logprobs"][0] is None and data["logprobs"][1] == pytest.approx(0, abs=1e-4)
+        assert body is not None and len(body) == 4 * 3 * fake_hearth.VOCABULARY
+        for operation in (hearth.residency(), hearth.experts(), hearth.plan(), hearth.defer(), hearth.pin()):
+            assert isinstance(await operation, dict)
+        assert await hearth.warm() == {"spans": 0}
+
+
+async def test_plain_req_client(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (endpoint, _, _):
+
+        def ask() -> list[Any]:
+            with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+                socket.connect(endpoint)
+                answers = []
+                for message in ({"op": "status"}, {"op": "generate", "prompt": "a", "max_tokens": 2}):
+                    socket.send_json(message)
+                    answers.append(socket.recv_json())
+                return answers
+
+        status, done = await trio.to_thread.run_sync(ask)
+        assert status["event"] == "result" and status["data"]["protocol"] == protocol.VERSION
+        assert done["event"] == "done" and done["text"] == "bc"
+
+
+async def test_generation_ends_where_it_should(tmp_path: Path) -> None:
+    async with serving(tmp_path, context=40) as (endpoint, _, _), client.connect(endpoint) as hearth:
+        _, done = await collect(hearth, protocol.Generate(tokens=[250], max_tokens=50))
+        assert done.reason == "stop" and done.tokens == [251, 252, 253, 254, 255]
+        _, done = await collect(hearth, protocol.Generate(tokens=[250], max_tokens=8, ignore_eos=True))
+        assert done.reason == "length" and done.tokens[-2:] == [1, 2]
+        _, done = await collect(hearth, protocol.Generate(prompt="abc", max_tokens=30, stop=["zz", "ghi"]))
+        assert (done.reason, done.text) == ("stop-string", "def")
+        _, done = await collect(hearth, protocol.Generate(tokens=[100] * 30, max_tokens=100))
+        assert done.reason == "context" and done.timings.generated == 11
+        _, done = await collect(hearth, protocol.Generate(prompt="abc", max_tokens=0))
+        assert (done.reason, done.tokens) == ("length", [])
+        with pytest.raises(client.RequestError, match="41 tokens.* 40") as refused:
+            await collect(hearth, protocol.Generate(tokens=[1] * 41))
+        assert refused.value.code == "too-long"
+        with pytest.raises(client.RequestError, match="256") as refused:
+            await collect(hearth, protocol.Generate(tokens=[1, 256]))
+        assert refused.value.field == "tokens[1]"
+
+
+async def test_clients_take_turns(tmp_path: Path) -> None:
+    async with serving(tmp_path, pause=0.002) as (endpoint, fake, _), client.connect(endpoint) as hearth:
+        order: list[str] = []
+
+        async def one(name: str, prompt: list[int], count: int) -> None:
+            request = protocol.Generate(tokens=prompt, max_tokens=count, ignore_eos=True)
+            _, done = await collect(hearth, request)
+            assert len(done.tokens) == count
+            order.append(name)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, "long prompt", [20] * 200, 100)
+            await trio.sleep(0.01)
+            nursery.start_soon(one, "short", [30], 5)
+        assert order == ["short", "long prompt"]
+        assert max(count for _, count in fake.engine.steps) == fake.engine.batch
+
+
+async def test_a_full_queue_says_busy(tmp_path: Path) -> None:
+    async with serving(tmp_path, pause=0.005, sessions=1, queue=2) as (endpoint, _, _):
+        async with client.connect(endpoint) as hearth:
+            codes: list[str] = []
+
+            async def one() -> None:
+                try:
+                    _, done = await collect(hearth, protocol.Generate(tokens=[20], max_tokens=10))
+                    codes.append(done.reason)
+                except client.RequestError as error:
+                    codes.append(error.code)
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(8):
+                    nursery.start_soon(one)
+            assert "busy" in codes and codes.count("length") >= 2
+
+
+async def test_cancel_ends_an_answer_and_a_waiting_one(tmp_path: Path) -> None:
+    async with serving(tmp_path, pause=0.01, sessions=1) as (endpoint, fake, _):
+        async with client.connect(endpoint) as hearth, client.connect(endpoint) as other:
+            reasons = {}
+
+            async def one(id: str) -> None:
+                request = protocol.Generate(id=id, tokens=[20], max_tokens=10000, ignore_eos=True)
+                _, done = await collect(hearth, request)
+                reasons[id] = done.reason
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one, "first")
+                await trio.sleep(0.03)
+                nursery.start_soon(one, "second")
+                await trio.sleep(0.03)
+                assert [row.phase for row in (await other.status()).stats.requests] == ["generate", "queued"]
+                await other.cancel("second")
+                await other.cancel("first")
+            assert reasons == {"first": "cancelled", "second": "cancelled"}
+            with pytest.raises(client.RequestError) as refused:
+                await other.cancel("first")
+            assert refused.value.code == "unknown-request"
+            assert fake.engine.open_sessions == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_vanishes_is_noticed(tmp_path: Path, stream: bool) -> None:
+    async with serving(tmp_path, pause=0.005) as (endpoint, fake, _), client.connect(endpoint) as hearth:
+        context = zmq.Context()
+        socket = context.socket(zmq.DEALER)
+        socket.connect(endpoint)
+        request = {"op": "generate", "tokens": [20], "max_tokens": 100000, "ignore_eos": True, "stream": stream}
+        socket.send(json.dumps(request).encode())
+        while not (await hearth.status()).stats.requests:
+            await trio.sleep(0.005)
+        context.destroy(linger=0)
+        while (await hearth.status()).stats.requests:
+            await trio.sleep(0.005)
+        assert fake.engine.open_sessions == 0
+        assert (await hearth.status()).events[-1].code == "client-gone"
+
+
+async def test_a_reader_that_sleeps_is_dropped_and_nobody_else_notices(tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        endpoint, _, _ = await stack.enter_async_context(serving(tmp_path, context=1 << 20, sessions=8))
+        context = zmq.Context()
+        stack.callback(context.destroy, linger=0)
+        socket = context.socket(zmq.DEALER)
+        socket.rcvhwm = 10
+        socket.rcvbuf = 4096
+        socket.connect(endpoint)
+        request = {"op": "generate", "tokens": [20], "max_tokens": 1000000, "ignore_eos": True, "stream": True}
+        socket.send(json.dumps(request).encode())
+        async with client.connect(endpoint) as hearth:
+            while not (await hearth.status()).stats.requests:
+                await trio.sleep(0.005)
+            _, done = await collect(hearth, protocol.Generate(tokens=[20], max_tokens=20))
+            assert len(done.tokens) == 20
+            while (await hearth.status()).stats.requests:
+                await trio.sleep(0.02)
+
+        def read_to_the_end() -> dict[str, Any]:
+            while True:
+                reply = json.loads(socket.recv())
+                if reply["event"] != "token":
+                    return reply
+
+        reply = await trio.to_thread.run_sync(read_to_the_end)
+        assert (reply["event"], reply["code"]) == ("error", "slow-reader")
+
+
+async def test_a_failed_step_ends_its_request_only(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (endpoint, fake, _), client.connect(endpoint) as hearth:
+        fake.engine.fail_token = 7
+        with pytest.raises(client.RequestError, match="ffn_gate_exps") as failed:
+            await collect(hearth, protocol.Generate(tokens=[5], max_tokens=10))
+        assert failed.value.code == "failed"
+        _, done = await collect(hearth, protocol.Generate(tokens=[20], max_tokens=3))
+        assert done.reason == "length" and fake.engine.open_sessions == 0
+
+
+async def test_requests_wait_for_the_engine(tmp_path: Path) -> None:
+    async with serving(tmp_path, slow_start=0.1) as (endpoint, _, _), client.connect(endpoint) as hearth:
+        assert (await hearth.status()).isa == ""
+        _, done = await collect(hearth, protocol.Generate(tokens=[20], max_tokens=3))
+        assert done.reason == "length"
+
+
+async def test_telemetry_and_late_subscribers(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (endpoint, _, served):
+
+        def listen() -> set[str]:
+            with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+                socket.connect(endpoint.replace(".control", ".telemetry"))
+                socket.subscribe(b"")
+                topics = set()
+                while topics != {"stats", "residency", "event"}:
+                    assert socket.poll(3000)
+                    topic, body = socket.recv_multipart()
+                    message = protocol.decode_telemetry(body)
+                    assert message.__struct_config__.tag == topic.decode()
+                    topics.add(topic.decode())
+                return topics
+
+        await trio.to_thread.run_sync(listen)
+        async with client.connect(endpoint) as hearth:
+            assert [event.code for event in (await hearth.status()).events] == ["fake", "start"]
+
+
+def test_sigterm_ends_answers_with_a_reason(start_daemon: Callable[..., Any]) -> None:
+    daemon = start_daemon("--drain-seconds", "0.1", fake=True, env={"FAKE_PAUSE": "0.01"})
+    with client.Client(daemon.endpoint, timeout=10) as hearth:
+        stream = hearth.generate(tokens=[20], max_tokens=100000, ignore_eos=True)
+        assert next(iter(stream)).token == 21
+        second = hearth.generate(tokens=[20], max_tokens=100000, ignore_eos=True)
+        events = iter(second)
+        next(events)
+        daemon.process.send_signal(signal.SIGTERM)
+        for _ in events:
+            pass
+        assert second.done.reason == "stopping"
+    assert daemon.process.wait(10) == 0
+    path = Path(daemon.endpoint.removeprefix("ipc://"))
+    assert not path.exists()
+
+
+def test_second_signal_forces(start_daemon: Callable[..., Any]) -> None:
+    daemon = start_daemon("--drain-seconds", "600", fake=True, env={"FAKE_PAUSE": "0.01"})
+    with client.Client(daemon.endpoint, timeout=10) as hearth:
+        events = iter(hearth.generate(tokens=[20], max_tokens=100000, ignore_eos=True))
+        next(events)
+        daemon.process.send_signal(signal.SIGTERM)
+        while True:
+            try:
+                list(hearth.generate(tokens=[20], max_tokens=1))
+            except client.RequestError as error:
+                assert error.code == "stopping"
+                break
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(10) == 128 + signal.SIGTERM
+
+
+def test_an_endpoint_in_use_is_not_stolen_and_a_killed_daemon_leaves_none(start_daemon: Callable[..., Any]) -> None:
+    first = start_daemon(fake=True)
+    with pytest.raises(AssertionError, match=r"exit 69[\s\S]*another hearthd"):
+        start_daemon("--control", first.endpoint, fake=True)
+    first.stop(signal.SIGKILL)
+    assert Path(first.endpoint.removeprefix("ipc://")).exists()
+    again = start_daemon("--control", first.endpoint, fake=True)
+    with client.Client(again.endpoint) as hearth:
+        assert hearth.status().pid == again.process.pid
+        assert hearth.shutdown()["stopping"]
+    assert again.process.wait(10) == 0
