@@ -1,0 +1,40 @@
+/* The panel: HD_GEMM_PANEL weight rows over a chunk of columns, unpacked to bytes in the layout that dot products of four
+ * bytes (and int8 tiles) want. Owns the layout and the way a product is walked through panels; the instruction sets
+ * bring the unpackers and the multiply.
+ *
+ *   bytes: for each 32 columns, each dword d < 8, each half g < 2 of the panel: 64 bytes = 16 rows x columns 4d .. 4d+3
+ *   float scale[kc / sub][32]; float min[kc / sub][32] (when the type has minima)
+ *
+ * A weight is scale * (byte - offset) - min. Activations are HD_ACT_Q8. */
+#pragma once
+#include "act.h"
+#include "gemm.h"
+
+#define HD_CHUNK 512   /* columns in a chunk: its panel stays in the first-level cache */
+#define HD_PANEL_BYTES (HD_CHUNK * 32 + 2 * (HD_CHUNK / 16) * 128)
+
+/* Unpack kc columns (whole blocks) of 32 rows that lie row_bytes apart. */
+typedef void hd_panel_unpack(uint8_t *panel, const uint8_t *w, size_t row_bytes, int32_t kc);
+
+typedef struct hd_panel_kind {
+    hd_panel_unpack *unpack;
+    int16_t sub;      /* columns under one scale: 32 or 16 */
+    int16_t offset;   /* subtracted from every byte */
+    int16_t mins;     /* whether min is used */
+} hd_panel_kind;
+
+/* What the tokens bring to a group of `sub` columns b, token t: start[b * n + t] = -offset * sum of q, where an integer
+ * sum begins; lift[b * n + t] = d * sum of q, which multiplies min. scale[c * n + t] = d of 32 columns c. */
+typedef struct hd_panel_tokens {
+    const uint8_t *const *x;
+    int32_t *start;
+    float *scale, *lift;
+} hd_panel_tokens;
+
+/* sum[t][0..31] += panel x token t, for the tokens of p; columns begin at k0. */
+typedef void hd_panel_multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind, const hd_panel_tokens *tokens,
+                               int32_t n, int64_t k0, int32_t kc);
+
+size_t hd_panel_scratch(const hd_product *p);
+void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch, const hd_panel_kind *kind,
+                      hd_panel_multiply *multiply);
