@@ -14,38 +14,9 @@ from typing import Any
 import numpy as np
 
 from . import protocol
+from .model.sampling import StopMatcher, score
 
 SCORE_BYTES = 64 << 20  # logits of one scoring turn
-
-
-class TextUntil:
-    """Passes text on, but holds back what may be the beginning of a stop string."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [stop for stop in stops if stop]
-        self._held = ""
-        self.stopped = False
-
-    def push(self, text: str) -> str:
-        """The text that may be shown now. Sets `stopped` when a stop string is complete; it is not shown."""
-        if not self._stops:
-            return text
-        text = self._held + text
-        if found := [at for stop in self._stops if (at := text.find(stop)) >= 0]:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        keep = 0
-        for stop in self._stops:
-            for size in range(min(len(stop) - 1, len(text)), keep, -1):
-                if text.endswith(stop[:size]):
-                    keep = size
-                    break
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def flush(self) -> str:
-        held, self._held = self._held, ""
-        return held
 
 
 class Job(ABC):
@@ -140,16 +111,17 @@ class GenerateJob(Job):
         self.op = "chat" if isinstance(request, protocol.Chat) else "generate"
         self.stream = request.stream
         self._limit = request.max_tokens
+        # An end that is ignored is a token like any other: it is shown and the next one follows.
         self._ends = frozenset() if request.ignore_eos else tokenizer.end_of_generation
         self._want_logprobs = request.sampling.logprobs > 0
         self._sampler = sampler
         self._detokenizer = tokenizer.stream()
-        self._until = TextUntil(request.stop)
+        self._until = StopMatcher([stop for stop in request.stop if stop])
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
         if last := request.sampling.repeat_last:
-            for token in self.prompt[-last:].tolist():
+            for token in self.prompt[-last if last > 0 else 0 :].tolist():
                 sampler.accept(token)
 
     @property
@@ -187,7 +159,7 @@ class GenerateJob(Job):
         if self._want_logprobs:
             self._logprobs.append(float(choice.logprob))
         events = self._show(choice, self._detokenizer.push(token))
-        if self._until.stopped:
+        if self._until.found is not None:
             self.ended = "stop-string"
         elif len(self._tokens) >= self._limit:
             self.ended = "length"
@@ -195,7 +167,7 @@ class GenerateJob(Job):
 
     def _show(self, choice: Any, text: str, *, flush: bool = False) -> list[protocol.Reply]:
         shown = self._until.push(text)
-        if flush and not self._until.stopped:
+        if flush and self._until.found is None:
             shown += self._until.flush()
         self._text.append(shown)
         if not self.stream or choice is None:
@@ -207,9 +179,9 @@ class GenerateJob(Job):
         return [event]
 
     def finish(self, reason: str) -> tuple[protocol.Reply, bytes | None]:
-        if not self._until.stopped and reason != "stop":
+        if self._until.found is None and reason != "stop":
             self._text.append(self._until.push(self._detokenizer.flush()))
-            if not self._until.stopped:
+            if self._until.found is None:
                 self._text.append(self._until.flush())
         done = protocol.Done(
             id=self.id,
@@ -240,12 +212,8 @@ class ScoreJob(Job):
         start = self.prompt_done
         chunk = self.prompt[start : start + size]
         (logits,) = engine.step([(self.session, chunk, "all")])
-        following = self.prompt[start + 1 : start + 1 + len(chunk)]
-        rows = logits[: len(following)].astype(np.float64)
-        if len(following):
-            top = rows.max(axis=1)
-            total = top + np.log(np.exp(rows - top[:, None]).sum(axis=1))
-            self._logprobs += (rows[np.arange(len(following)), following] - total).tolist()
+        following = self.prompt[start + 1 : start + 1 + len(chunk)].tolist()
+        self._logprobs += score(logits[: len(following)], following)
         if self._keep:
             self._logits.append(np.array(logits, dtype="<f4", order="C"))
         self.prompt_done += len(chunk)

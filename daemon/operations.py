@@ -134,7 +134,10 @@ class Operations:
             tokens = [bos]
         self._check_length(tokens, field)
         tokenizer = self._hearth.tokenizer
-        sampler = self._hearth.new_sampler(request.sampling)
+        try:
+            sampler = self._hearth.new_sampler(request.sampling)
+        except ValueError as error:
+            raise Refused("bad-field", str(error), "sampling") from None
         name = self._name(request)
         job = GenerateJob(request, name=name, peer=call.peer, tokens=tokens, tokenizer=tokenizer, sampler=sampler)
         self._submit(call, job)
@@ -263,12 +266,12 @@ def check_sampling(request: protocol.Generate | protocol.Chat) -> None:
     sampling = request.sampling
     ranges: tuple[tuple[str, float, float, float], ...] = (
         ("max_tokens", request.max_tokens, 0, 1 << 24),
-        ("sampling.temperature", sampling.temperature, 0, 100),
+        ("sampling.temperature", sampling.temperature, 0, 1e6),
         ("sampling.top_k", sampling.top_k, 0, 1 << 31),
         ("sampling.top_p", sampling.top_p, 0, 1),
         ("sampling.min_p", sampling.min_p, 0, 1),
         ("sampling.repeat_penalty", sampling.repeat_penalty, 0.01, 100),
-        ("sampling.repeat_last", sampling.repeat_last, 0, 1 << 24),
+        ("sampling.repeat_last", sampling.repeat_last, -1, 1 << 24),
         ("sampling.logprobs", sampling.logprobs, 0, 100),
         ("sampling.seed", sampling.seed or 0, -(1 << 63), (1 << 64) - 1),
         ("stop", len(request.stop), 0, STOPS_LIMIT),
