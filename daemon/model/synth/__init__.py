@@ -56,7 +56,7 @@ class Synthesis:
 
 
 def synthesise(path: str | os.PathLike[str], shape: str | Shape, size: int | None = None, type: str = "Q4_K_M",
-               unevenness: float = DEFAULT, seed: int = 0, progress: Progress | None = None) -> Synthesis:
+               *, unevenness: float = DEFAULT, seed: int = 0, progress: Progress | None = None) -> Synthesis:
     """Write a model of a real shape to `path`.
 
     shape: a name from shapes.SHAPES; size: at most so many bytes, by leaving out last layers (and experts where too
@@ -159,11 +159,11 @@ def _pieces(tensor: Planned, shape: Shape, seed: int, slope: float) -> Iterator[
     """The tensor's bytes, piece by piece, with the padding after it."""
     rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(tensor.name.encode())]))
     base = tensor.name.split(".", 2)[-1] if tensor.name.startswith("blk.") else tensor.name
-    values = _small(base, tensor, rng, slope)
+    values = _small(base, tensor, rng, slope, shape)
     if values is not None:
         yield values.astype("<f4").tobytes()
     else:
-        block, size = TYPE_BLOCKS[tensor.type]
+        size = TYPE_BLOCKS[tensor.type][1]
         left = tensor.nbytes // size
         while left:
             count = min(left, PIECE // size)
@@ -186,10 +186,29 @@ def _deviation(base: str, shape: tuple[int, ...]) -> float:
     return _STRENGTH.get(base, 1.0) / float(np.sqrt(shape[0]))
 
 
-def _small(base: str, tensor: Planned, rng: np.random.Generator, slope: float) -> Any:
-    """Values of the tensors that are no plain product's: router, norms, biases; None for the others."""
+def _small(base: str, tensor: Planned, rng: np.random.Generator, slope: float, shape: Shape) -> Any:
+    """Values of the tensors that are no plain product's: router, norms, biases, recurrence; None for the others."""
+    n = tensor.shape[0]
     if base == "ffn_gate_inp.weight":
-        return router(rng, tensor.shape[0], tensor.shape[1], slope)
+        return router(rng, n, tensor.shape[1], slope)
     if base.endswith("norm.weight"):
-        return rng.uniform(0.9, 1.1, tensor.shape[0])
+        return rng.uniform(0.9, 1.1, n)
+    if base == "ssm_a":  # -exp(A_log), A drawn from 1 to 16 as in training
+        return -rng.uniform(1.0, 16.0, n)
+    if base == "ssm_dt.bias":  # softplus of it: steps of 0.001 to 0.1
+        return np.log(np.expm1(np.exp(rng.uniform(np.log(0.001), np.log(0.1), n))))
+    if base == "rope_freqs.weight":
+        return _rope_factors(n, shape)
+    if base in ("exp_probs_b.bias", "ffn_gate_inp.bias"):
+        return np.zeros(n)  # the router alone decides how uneven the choice is
+    if len(tensor.shape) == 1:
+        return rng.standard_normal(n) * (0.02 if base.endswith(".bias") else 1 / np.sqrt(n))
     return None
+
+
+def _rope_factors(n: int, shape: Shape) -> Any:
+    """What each of the n frequencies is divided by (transformers, modeling_rope_utils: _compute_llama3_parameters)."""
+    factor, low, high, original = shape.hyper["_rope_scaling"]
+    wavelength = 2 * np.pi * float(shape.hyper["rope.freq_base"]) ** (np.arange(n) / n)
+    blend = np.clip((original / wavelength - low) / (high - low), 0, 1)
+    return 1 / ((1 - blend) / factor + blend)

@@ -47,7 +47,8 @@ def slope_for(n_expert: int, n_used: int, share: float) -> float:
     return high
 
 
-def router(rng: np.random.Generator, n_embd: int, n_expert: int, slope: float, spread: float = 1.5) -> npt.NDArray[np.float32]:
+def router(rng: np.random.Generator, n_embd: int, n_expert: int, slope: float,
+           spread: float = 1.5) -> npt.NDArray[np.float32]:
     """A router [n_expert, n_embd] whose logits have the deviation `spread` for the longest row, for hidden states of
     unit mean square; which expert is a busy one is drawn."""
     rows = rng.standard_normal((n_expert, n_embd), np.float32)

@@ -10,8 +10,9 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type:
 
 # Letters by their frequency in English running text, per mille; the space before a word counts as one.
 _LETTERS = {
-    "e": 102, "t": 75, "a": 65, "o": 62, "i": 57, "n": 57, "s": 53, "r": 50, "h": 50, "d": 34, "l": 33, "u": 23, "c": 22,
-    "m": 20, "f": 18, "w": 17, "g": 16, "p": 15, "y": 15, "b": 12, "v": 8, "k": 6, "x": 1.4, "j": 1, "q": 0.8, "z": 0.5,
+    "e": 102, "t": 75, "a": 65, "o": 62, "i": 57, "n": 57, "s": 53, "r": 50, "h": 50, "d": 34, "l": 33, "u": 23,
+    "c": 22, "m": 20, "f": 18, "w": 17, "g": 16, "p": 15, "y": 15, "b": 12, "v": 8, "k": 6, "x": 1.4, "j": 1,
+    "q": 0.8, "z": 0.5,
 }
 _WORD_START = 180.0
 
