@@ -29,6 +29,7 @@ from hearthd.daemon.protocol import (
     decode_request,
     encode,
 )
+from hearthd.tui.units import size
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -76,7 +77,7 @@ class Scenario:
         writes = sum(row.rate for row in rows if row.phase == "generate")
         left = int((1 - warmed) * self.layers * self.experts * 3)
         writing = busy and writes > 0
-        queue = [int(2 + 2 * math.sin(t * 3)) if prompts else 0, 12 if writing else 0, 3 if writing else 0]
+        queue = [int(2 + 2 * math.sin(t * 3)) if prompts and busy else 0, 12 if writing else 0, 3 if writing else 0]
         return Stats(
             time=BIRTH + t,
             state=self.state(t),
@@ -178,14 +179,17 @@ class Scenario:
     def events(self, after: float, until: float) -> list[EventNow]:
         """Those of the scenario's time from after (excluded) to until (included)."""
         end = self.dense_seconds + self.deferred / self.disk
+        start_line = (
+            f"dense {size(self.dense)} populated in {self.dense_seconds:.2f} s, "
+            f"experts deferred {size(self.deferred)}, warming in background (budget 19.2 GiB)"
+        )
         script = [
-            (0.02, "info", "mapped", "17.3 GiB in 1 file, ready in 0.21 s", "mapped"),
+            (0.02, "info", "mapped", f"{size(self.dense + self.deferred)} in 1 file, ready in 0.21 s", "mapped"),
             (0.5, "info", "serving-cold", "dense spans are being populated", "serving-cold"),
-            (self.dense_seconds, "info", "warming", "dense 1.09 GiB populated in 3.52 s, experts deferred 16.2 GiB, "
-             "warming in background (budget 19.2 GiB)", "warming"),
+            (self.dense_seconds, "info", "warming", start_line, "warming"),
             (24.0, "warning", "lookahead-off", "lookahead reads nothing: the disk is busy with the sweep", None),
             (end, "info", "warm", "all experts are mapped", "warm"),
-        ]  # fmt: skip
+        ]
         return [
             EventNow(time=BIRTH + at, level=level, code=code, message=text, **({"state": state} if state else {}))  # type: ignore[arg-type]
             for at, level, code, text, state in script
@@ -209,6 +213,7 @@ class Scenario:
             warnings=[Warning_(code="mlock-limit", message="RLIMIT_MEMLOCK is 8.00 MiB: dense spans are not locked")],
             stats=self.stats(t),
             residency=self.residency(t),
+            events=self.events(-1.0, t)[-64:],
             warm={"planned": self.deferred, "done": int(self.warmed(t) * self.deferred)},
         )  # fmt: skip
 

@@ -216,7 +216,7 @@ def test_garbage_on_the_telemetry_is_an_event_not_an_end(scenario: Scenario) -> 
 
     async def run() -> None:
         link = Link(collector, ask=0.05, patience=5)
-        task = asyncio.create_task(link.run(lambda: None))
+        task = asyncio.create_task(link.run())
         with FakeDaemon(scenario, pace=0.02, garbage=True):
             await until(lambda: any(e.code == "bad-message" for e in collector.snapshot(0).events), "an event")
             await until(lambda: collector.snapshot(0).histories.prompt.times != (), "stats after it")

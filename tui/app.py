@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
+import zmq
 from hearthd.daemon import protocol
 from hearthd.tui.collector import Collector, Snapshot
 from hearthd.tui.dialogs import Confirm, Help
@@ -96,7 +97,7 @@ class HearthTop(App[None]):
         self.take_picture()
         if self._link is not None:
             self._line = self._link(self.collector)
-            self.run_worker(self._line.run(lambda: None), exit_on_error=True, group="link")
+            self.run_worker(self._line.run(), exit_on_error=True, group="link")
             self.set_interval(DRAW_SECONDS, self.take_picture)
 
     # Pictures ------------------------------------------------------------------------------------------------------
@@ -166,24 +167,59 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Without --control: HEARTHD_CONTROL, then the usual sockets. Press ? for the keys.",
     )
     parser.add_argument("--control", metavar="ENDPOINT", default="", help="the daemon's control endpoint, such as ipc:///run/...")
+    parser.add_argument("--keys", metavar="FILE", default="", help="this client's .key_secret, for tcp:// endpoints")
+    parser.add_argument("--picture", metavar="FILE", help="save one screen as SVG instead, and end")
+    parser.add_argument("--size", metavar="CxR", default="120x40", help="columns and rows of the picture (120x40)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="to watch before the picture is taken (5)")
     parser.add_argument("--version", action="version", version=f"hearthtop {__version__}")
     return parser
 
 
+def _save_picture(app: HearthTop, path: str, width: int, height: int, seconds: float) -> int:
+    import asyncio
+
+    from hearthd.tui.picture import draw
+
+    svg = asyncio.run(draw(app, width, height, seconds=seconds))
+    if app.collector.link != "up":
+        print(f"hearthtop: no daemon at {app.collector.endpoint}", file=sys.stderr)
+        return os.EX_UNAVAILABLE
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(svg)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
-    from hearthd.daemon import endpoints
+    from hearthd.daemon import client, endpoints
 
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
+        width, height = (int(part) for part in options.size.split("x"))
+    except ValueError:
+        parser.error(f"--size {options.size}: expected COLUMNSxROWS, such as 120x40")
+    try:
         endpoint = endpoints.control_to_connect(options.control)
     except endpoints.EndpointError as error:
         parser.error(str(error))
+
+    def secure(socket: zmq.Socket[bytes], where: str) -> None:
+        client.security.secure_client(socket, where, options.keys)
+
+    try:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as probe:
+            secure(probe, endpoint)
+    except client.security.KeyTrouble as error:
+        print(f"hearthtop: {error}", file=sys.stderr)
+        return os.EX_CONFIG
+    app = HearthTop(endpoint, link=lambda collector: Link(collector, secure=secure))
+    if options.picture:
+        return _save_picture(app, options.picture, width, height, options.seconds)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         print("hearthtop: needs a terminal; hearthctl status --json prints the same for programs", file=sys.stderr)
         return 2
-    HearthTop(endpoint).run()
-    return 0
+    app.run()
+    return app.return_code or 0
 
 
 if __name__ == "__main__":

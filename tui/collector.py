@@ -143,7 +143,7 @@ class Collector:
         self._status_at = now
         self._stats: Stats | None = None
         self._residency: ResidencyNow | None = None
-        self._events: deque[EventNow] = deque(maxlen=KEEP_EVENTS)
+        self._events: list[EventNow] = []  # newest first
         self._forget()
 
     def _forget(self) -> None:
@@ -177,11 +177,14 @@ class Collector:
                 self._stats = self._residency = None  # the histories of one model go on across restarts
             else:
                 self._forget()
+        for event in status.events:
+            self._add(event)
         self._status = status
         self._status_at = now
-        if self._stats is None:
+        # Telemetry is fresher where it flows; where it does not, `status` is all there is.
+        if self._stats is None or status.stats.time > self._stats.time + 1:
             self._stats = status.stats
-        if self._residency is None and status.residency.rows:
+        if status.residency.rows and (self._residency is None or status.residency.time > self._residency.time + 3):
             self._residency = status.residency
 
     def take_stats(self, stats: Stats, now: float) -> None:
@@ -199,11 +202,22 @@ class Collector:
 
     def take_event(self, event: EventNow, now: float) -> None:
         self._alive(now)
-        self._events.appendleft(event)
+        self._add(event)
 
     def note(self, level: Literal["info", "warning", "error"], code: str, message: str, now: float) -> None:
         """An event of the monitor's own."""
-        self._events.appendleft(EventNow(time=now, level=level, code=code, message=message))
+        self._add(EventNow(time=now, level=level, code=code, message=message))
+
+    def _add(self, event: EventNow) -> None:
+        """In order of time, each once: `status` repeats old ones, and a late subscriber is sent the last one again."""
+        place = bisect_left(self._events, -event.time, key=lambda known: -known.time)
+        for known in self._events[place:]:
+            if known.time != event.time:
+                break
+            if (known.code, known.message) == (event.code, event.message):
+                return
+        self._events.insert(place, event)
+        del self._events[KEEP_EVENTS:]
 
     def lost(self, now: float) -> None:
         """The daemon has been silent for too long."""

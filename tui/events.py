@@ -17,6 +17,7 @@ _INDENT = 11
 
 class EventPanel(Panel):
     TITLE = "Events"
+    AGES = False
 
     def note(self, snapshot: Snapshot, width: int) -> Text:
         warnings = 0 if snapshot.status is None else len(snapshot.status.warnings)

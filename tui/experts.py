@@ -36,11 +36,10 @@ class ExpertPanel(Panel):
             return self.TITLE
         layers, columns, _ = _scale(rows, self._cells(), self.size.height - 1)
         experts = _most(rows) / columns
-        scale = [f"{layers} layers"] if layers > 1 else []
-        if experts > 1:
-            few, many = math.floor(experts), math.ceil(experts)
-            scale.append(f"{few if few == many else f'{few}–{many}'} experts")
-        return self.TITLE + (f" · a mark is {' × '.join(scale)}" if scale and self.size.width >= 60 else "")
+        few, many = math.floor(experts), math.ceil(experts)
+        if (layers == 1 and many == 1) or self.size.width < 60:
+            return self.TITLE
+        return f"{self.TITLE} · {layers} × {few if few == many else f'{few}–{many}'} a mark"
 
     def note(self, snapshot: Snapshot, width: int) -> Text:
         text = Text()

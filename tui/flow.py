@@ -50,8 +50,9 @@ class ThroughputPanel(Panel):
         stats = snapshot.stats
         if stats is None:
             return Text()
-        text = marks.span(units.count(stats.prompt_tokens), marks.TEXT).append(" read  ", marks.DIM)
-        return text.append(units.count(stats.generated_tokens), marks.TEXT).append(" written", marks.DIM)
+        read = marks.span(units.count(stats.prompt_tokens), marks.TEXT).append(" read  ", marks.DIM)
+        written = marks.span(units.count(stats.generated_tokens), marks.TEXT).append(" written", marks.DIM)
+        return read + written if read.cell_len + written.cell_len <= width else written
 
     def lines(self, snapshot: Snapshot, width: int, height: int) -> Sequence[Text]:
         stats = snapshot.stats or Stats()

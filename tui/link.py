@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 import zmq
@@ -18,15 +17,18 @@ import zmq.asyncio
 from hearthd.daemon import protocol
 from hearthd.tui.collector import Collector
 
-ASK_SECONDS = 1.0  # between two `status` requests
+ASK_SECONDS = 2.0  # between two `status` requests
 PATIENCE_SECONDS = 2.5  # silence on both sockets after which the daemon is away
 
 
 class Link:
+    """`secure` prepares a socket for an endpoint before it connects there: keys, where the endpoint wants them."""
+
     def __init__(
         self,
         collector: Collector,
         *,
+        secure: Callable[[zmq.Socket[bytes], str], object] = lambda socket, endpoint: None,
         clock: Callable[[], float] = time.time,
         ask: float = ASK_SECONDS,
         patience: float = PATIENCE_SECONDS,
@@ -35,29 +37,27 @@ class Link:
         self.clock = clock
         self.ask = ask
         self.patience = patience
+        self._secure = secure
         self._context = zmq.asyncio.Context()
-        self._control: zmq.asyncio.Socket | None = None
-        self._telemetry: zmq.asyncio.Socket | None = None
+        self._control = self._fresh()
+        self._telemetry = self._socket(zmq.SUB)
         self._telemetry_endpoint = ""
         self._serial = 0
         self._actions: dict[str, str] = {}  # request id → what the operator asked for
         self._unanswered = False
+        self._spent = False  # the control socket is to be replaced
 
-    async def run(self, changed: Callable[[], None]) -> None:
-        """Runs until cancelled; calls `changed` after the collector has learnt something."""
-        self._reconnect()
-        self._telemetry = self._socket(zmq.SUB)
+    async def run(self) -> None:
+        """Until cancelled."""
         self._telemetry.setsockopt(zmq.SUBSCRIBE, b"")
         try:
-            await asyncio.gather(
-                self._asking(changed),
-                self._receiving(lambda: self._control, self._take_reply, changed),
-                self._receiving(lambda: self._telemetry, self._take_telemetry, changed),
-            )
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._asking())
+                tasks.create_task(self._answers())
+                tasks.create_task(self._news())
         finally:
-            for socket in (self._control, self._telemetry):
-                if socket is not None:
-                    socket.close(linger=0)
+            self._control.close(linger=0)
+            self._telemetry.close(linger=0)
             self._context.term()
 
     async def act(self, request: protocol.Request, what: str) -> None:
@@ -76,16 +76,13 @@ class Link:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         return socket
 
-    def _reconnect(self) -> None:
-        # A fresh socket: requests queued for a daemon that is gone would all reach the next one.
-        if self._control is not None:
-            self._control.close(linger=0)
-        self._control = self._socket(zmq.DEALER)
-        self._control.connect(self.collector.endpoint)
-        self._unanswered = False
+    def _fresh(self) -> zmq.asyncio.Socket:
+        socket = self._socket(zmq.DEALER)
+        self._secure(socket, self.collector.endpoint)
+        socket.connect(self.collector.endpoint)
+        return socket
 
     async def _send(self, request: protocol.Request) -> bool:
-        assert self._control is not None
         try:
             # The empty frame makes the message one that a REQ socket could have sent.
             await self._control.send_multipart([b"", protocol.encode(request)], flags=zmq.DONTWAIT)
@@ -93,37 +90,46 @@ class Link:
             return False
         return True
 
-    async def _asking(self, changed: Callable[[], None]) -> None:
+    async def _asking(self) -> None:
+        asked = float("-inf")
         while True:
             now = self.clock()
-            if now - self.collector.heard > self.patience and self._unanswered:
+            if self._unanswered and now - max(asked, self.collector.heard) > self.patience:
                 self.collector.lost(now)
-                self._reconnect()
-                changed()
-            if not self._unanswered:
+                self._spent = True
+            elif not self._unanswered and now - asked >= self.ask:
+                asked = now
                 self._serial += 1
                 self._unanswered = await self._send(protocol.Status(id=f"status-{self._serial}"))
-            await asyncio.sleep(self.ask)
+            await asyncio.sleep(min(0.25, self.ask))
 
-    async def _receiving(
-        self,
-        socket: Callable[[], zmq.asyncio.Socket | None],
-        take: Callable[[list[bytes]], Any],
-        changed: Callable[[], None],
-    ) -> None:
+    async def _answers(self) -> None:
         while True:
-            current = socket()
-            assert current is not None
-            # Waiting is bounded because _reconnect may replace the socket under a pending receive.
-            if not await _readable(current, self.ask):
-                continue
-            with contextlib.suppress(zmq.ZMQError):
-                frames = await current.recv_multipart(flags=zmq.DONTWAIT)
-                try:
-                    take(frames)
-                except msgspec.MsgspecError as error:
-                    self.collector.note("error", "bad-message", f"not understood: {error}", self.clock())
-                changed()
+            if self._spent:
+                # Requests queued for a daemon that is gone would all reach the next one. Replaced here, where nobody
+                # can be waiting on the old socket.
+                self._control.close(linger=0)
+                self._control = self._fresh()
+                self._actions.clear()
+                self._spent = self._unanswered = False
+            await self._receive(self._control, self._take_reply)
+
+    async def _news(self) -> None:
+        while True:
+            await self._receive(self._telemetry, self._take_telemetry)
+
+    async def _receive(self, socket: zmq.asyncio.Socket, take: Callable[[list[bytes]], None]) -> None:
+        """Takes one message, if one comes within a moment."""
+        poller = zmq.asyncio.Poller()
+        poller.register(socket, zmq.POLLIN)
+        if not await poller.poll(int(1000 * min(0.25, self.ask))):
+            return
+        try:
+            take(await socket.recv_multipart(flags=zmq.DONTWAIT))
+        except zmq.Again:
+            return
+        except msgspec.MsgspecError as error:
+            self.collector.note("error", "bad-message", f"not understood: {error}", self.clock())
 
     def _take_reply(self, frames: list[bytes]) -> None:
         reply = protocol.decode_reply(frames[-1])
@@ -150,12 +156,16 @@ class Link:
     def _listen(self, endpoint: str) -> None:
         if not endpoint or endpoint == self._telemetry_endpoint:
             return
-        assert self._telemetry is not None
         if self._telemetry_endpoint:
             with contextlib.suppress(zmq.ZMQError):
                 self._telemetry.disconnect(self._telemetry_endpoint)
-        self._telemetry.connect(endpoint)
         self._telemetry_endpoint = endpoint
+        try:
+            self._secure(self._telemetry, endpoint)
+            self._telemetry.connect(endpoint)
+        except (ValueError, zmq.ZMQError) as error:
+            # `status` still answers: the screen lives on its numbers alone, once in a while.
+            self.collector.note("error", "no-telemetry", f"{endpoint}: {error}", self.clock())
 
     def _take_telemetry(self, frames: list[bytes]) -> None:
         message = protocol.decode_telemetry(frames[-1])
@@ -166,15 +176,3 @@ class Link:
             self.collector.take_residency(message, now)
         else:
             self.collector.take_event(message, now)
-
-
-async def _readable(socket: zmq.asyncio.Socket, seconds: float) -> bool:
-    """Whether a message is there within `seconds`; a socket closed meanwhile has none."""
-    try:
-        waiting: Awaitable[int] = socket.poll(int(seconds * 1000), zmq.POLLIN)
-        return bool(await waiting)
-    except (zmq.ZMQError, asyncio.CancelledError) as error:
-        if isinstance(error, asyncio.CancelledError) and not socket.closed:
-            raise
-        await asyncio.sleep(0)
-        return False

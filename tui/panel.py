@@ -24,6 +24,7 @@ class Panel(ScrollView, can_focus=True):
     """Subclasses give `title`, `lines` and perhaps `heads` and `note`; each from one Snapshot and a size in cells."""
 
     TITLE: ClassVar[str] = ""
+    AGES: ClassVar[bool] = True  # what it shows is old, and dimmed, while the daemon is away
 
     snapshot: reactive[Snapshot | None] = reactive(None, repaint=False)
 
@@ -73,8 +74,8 @@ class Panel(ScrollView, can_focus=True):
         heads = list(self.heads(snapshot, width))
         room = max(0, self.size.height - 1 - len(heads))
         body = list(self.lines(snapshot, width, room))
-        away = snapshot.link != "up"
-        strips = [self._rule(snapshot, width)]
+        away = self.AGES and snapshot.link != "up"
+        strips = [self._rule(snapshot, width, away)]
         for text in [*heads, *body]:
             strips.append(_strip(text, width, away))
         fixed = 1 + len(heads)
@@ -87,10 +88,12 @@ class Panel(ScrollView, can_focus=True):
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         return max(1, len(self._painted))
 
-    def _rule(self, snapshot: Snapshot, width: int) -> Strip:
+    def _rule(self, snapshot: Snapshot, width: int, away: bool) -> Strip:
         line = "━" if self.has_focus else "─"
         title = f" {self.title(snapshot)} "
-        note = self.note(snapshot, max(0, width - len(title) - 8))
+        note = self.note(snapshot, max(0, width - len(title) - 6))
+        if away:
+            note = marks.span(note.plain, marks.DIM)
         edge = marks.MAPPED if self.has_focus else marks.FAINT
         text = marks.span(line, edge).append(title, marks.STRONG if self.has_focus else f"bold {marks.TEXT}")
         if note.cell_len and text.cell_len + note.cell_len + 5 <= width:

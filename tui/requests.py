@@ -59,7 +59,7 @@ def _line(row: RequestRow, width: int) -> Text:
     text.append(f" {units.shorten(row.op, 8):<8}", marks.DIM).append(f" {units.shorten(row.phase, 8):<8}", style)
     prompt = f"{row.prompt_done}/{row.prompt_tokens}"
     text.append(f" {prompt:>13}", style if row.phase == "prompt" else marks.TEXT)
-    written = f"{row.generated}/{row.max_tokens}"
+    written = f"{row.generated}/{row.max_tokens}" if row.max_tokens else "—"
     text.append(f" {written:>11}", style if row.phase == "generate" else marks.TEXT)
     rate = units.tokens(row.rate) if row.rate > 0 else "—"
     text.append(f" {rate:>11}", style).append(f" {units.duration(row.seconds):>{_TIME}}", marks.TEXT)

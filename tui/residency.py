@@ -29,6 +29,8 @@ class ResidencyPanel(Panel):
     def lines(self, snapshot: Snapshot, width: int, height: int) -> Sequence[Text]:
         now = snapshot.residency
         if now is None or not now.rows:
+            if snapshot.link == "connecting":
+                return [marks.span("start one with hearthd MODEL, or name another with --control", marks.DIM)]
             return [marks.span("nothing measured yet", marks.DIM)]
         nodes = sorted({row.node for row in now.rows})
         if self.short and len(nodes) > 1:
@@ -45,7 +47,14 @@ class ResidencyPanel(Panel):
         assert snapshot.residency is not None
         rows = snapshot.residency.rows
         deferred = sum(row.deferred for row in rows)
-        facts = [marks.span("deferred ", marks.DIM).append(f"{units.size(deferred):>9}", f"bold {marks.DEFERRED}")]
+        unknown = sum(row.unknown for row in rows)
+        if unknown and unknown == sum(row.total for row in rows):
+            amount = marks.span(f"{'?':>9}", marks.UNKNOWN)
+        else:
+            # What the kernel does not tell of may be deferred as well.
+            least = f"≥{units.size(deferred)}" if unknown else units.size(deferred)
+            amount = marks.span(f"{least:>9}", f"bold {marks.DEFERRED}")
+        facts = [marks.span("deferred ", marks.DIM).append_text(amount)]
         left_width = facts[0].cell_len
         budget = snapshot.residency.budget_bytes
         resident = sum(row.mapped + row.cached for row in rows)
@@ -98,15 +107,19 @@ def _row(row: Bytes, width: int, several: bool) -> Text:
         text.append(f"node {row.node} ", marks.DIM)
     text.append(f"{_ROLES[row.role]:<8} ", marks.TEXT)
     resident = row.mapped + row.cached
-    tail = marks.span(f" {units.size(resident):>9}", marks.STRONG if resident else marks.DIM)
+    known = row.unknown < row.total or not row.total
+    tail = marks.span(f" {units.size(resident) if known else '?':>9}", marks.STRONG if resident else marks.DIM)
     tail.append(f" of {units.size(row.total):>9}", marks.DIM)
-    known = row.total - row.unknown
-    if known or not row.total:
-        tail.append(f" {units.share(resident, row.total):>6}", marks.TEXT)
-    else:
-        tail.append("unknown", marks.UNKNOWN)
+    tail.append(f" {_share(row):>6}", marks.TEXT if known else marks.UNKNOWN)
     text.append_text(marks.bar(*_amounts(row), max(4, width - text.cell_len - tail.cell_len)))
     return text.append_text(tail)
+
+
+def _share(row: Bytes) -> str:
+    """Resident part of the total; `≥` in front where some of it is unknown, `?` where all is."""
+    if row.total and row.unknown >= row.total:
+        return "?"
+    return ("≥" if row.unknown else "") + units.share(row.mapped + row.cached, row.total)
 
 
 def _pair(node: int, rows: Sequence[Bytes], width: int) -> Text:
@@ -122,7 +135,7 @@ def _pair(node: int, rows: Sequence[Bytes], width: int) -> Text:
         text.append_text(marks.bar(*_amounts(row), max(4, room)))
         text.append(f"{units.size(resident):>10}", marks.STRONG if resident else marks.DIM)
         if role.strip() == "experts":
-            text.append(f" {units.share(resident, row.total):>5}", marks.TEXT)
+            text.append(f" {_share(row):>5}", marks.TEXT)
     return text
 
 
