@@ -5,11 +5,11 @@
 
 #include "gemm_unpack.h"
 
-#define TOKENS 6
+#define TOKENS HD_GROUP_TOKENS
 #define INLINE static inline __attribute__((always_inline))
 
 /* One broadcast for both halves of the panel: GCC would fold it into each product and load twice. */
-INLINE __m512i four(const uint8_t *p)
+INLINE __m512i four(const int8_t *p)
 {
     int32_t v;
     memcpy(&v, p, 4);
@@ -18,80 +18,92 @@ INLINE __m512i four(const uint8_t *p)
     return x;
 }
 
-/* `stride` tokens lie in the token arrays; the block works on n of them. */
-INLINE void block(float *sum, const uint8_t *panel, const uint8_t *const *x, const int32_t *start, const float *scale,
-                  const float *lift, int32_t stride, int64_t k0, int32_t kc, const int sub, const int mins, const int n)
+/* Exact sums of `count` dwords of columns for n tokens. */
+INLINE void dots(__m512i a[][2], const uint8_t *w, const int8_t *const *q, const int from, const int count,
+                 const int n)
 {
-    const uint8_t *w = panel;
-    const float *ws = (const float *)(const void *)(panel + 32 * kc), *wm = ws + 32 * (kc / sub);
-    const uint8_t *q[TOKENS];
+#pragma GCC unroll 8
+    for (int d = 0; d < count; d++) {
+        __m512i w0 = _mm512_load_si512(w + 128 * d), w1 = _mm512_load_si512(w + 128 * d + 64);
+#pragma GCC unroll 6
+        for (int t = 0; t < n; t++) {
+            __m512i v = four(q[t] + from + 4 * d);
+            a[t][0] = _mm512_dpbusd_epi32(a[t][0], w0, v);
+            a[t][1] = _mm512_dpbusd_epi32(a[t][1], w1, v);
+        }
+    }
+}
+
+INLINE void block(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, int32_t kc, const int sub, const int mins,
+                  const int n)
+{
+    const float *ws = (const float *)(const void *)(w + 32 * kc), *wm = ws + 32 * (kc / sub);
+    const int32_t *start = tokens->start;
+    const float *scale = tokens->scale, *lift = tokens->lift;
+    const int8_t *q[TOKENS];
+    const uint8_t *ahead = tokens->ahead;
     __m512 total[TOKENS][2];
 #pragma GCC unroll 6
     for (int t = 0; t < n; t++) {
-        q[t] = x[t] + k0;
+        q[t] = tokens->x[t];
         total[t][0] = _mm512_load_ps(sum + 32 * t);
         total[t][1] = _mm512_load_ps(sum + 32 * t + 16);
     }
-    for (int32_t c = 0; c < kc; c += 32) {
-        if (sub == 32) {
-            __m512i a[TOKENS][2];
+    for (int32_t c = 0; c < kc; c += 32, w += 1024) {
+        __m512i a[TOKENS][2];
+        __m512 first[TOKENS][2];
+        for (int32_t i = 0; i < tokens->lines; i++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        if (sub == 16) { /* the first 16 columns, weighed by their scale, wait in floats for the others */
 #pragma GCC unroll 6
-            for (int t = 0; t < n; t++) a[t][0] = a[t][1] = mins ? _mm512_setzero_si512() : _mm512_set1_epi32(start[t]);
-#pragma GCC unroll 8
-            for (int d = 0; d < 8; d++) {
-                __m512i w0 = _mm512_load_si512(w + 128 * d), w1 = _mm512_load_si512(w + 128 * d + 64);
-#pragma GCC unroll 6
-                for (int t = 0; t < n; t++) {
-                    __m512i v = four(q[t] + c + 4 * d);
-                    a[t][0] = _mm512_dpbusd_epi32(a[t][0], w0, v);
-                    a[t][1] = _mm512_dpbusd_epi32(a[t][1], w1, v);
-                }
-            }
-            __m512 s0 = _mm512_load_ps(ws), s1 = _mm512_load_ps(ws + 16);
+            for (int t = 0; t < n; t++) a[t][0] = a[t][1] = _mm512_set1_epi32(start[t]);
+            dots(a, w, q, 0, 4, n);
 #pragma GCC unroll 6
             for (int t = 0; t < n; t++) {
-                __m512 d = _mm512_set1_ps(scale[t]);
-                total[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[t][0]), _mm512_mul_ps(s0, d), total[t][0]);
-                total[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[t][1]), _mm512_mul_ps(s1, d), total[t][1]);
-                if (mins) {
+                first[t][0] = _mm512_mul_ps(_mm512_cvtepi32_ps(a[t][0]), _mm512_load_ps(ws));
+                first[t][1] = _mm512_mul_ps(_mm512_cvtepi32_ps(a[t][1]), _mm512_load_ps(ws + 16));
+            }
+            if (mins)
+#pragma GCC unroll 6
+                for (int t = 0; t < n; t++) {
                     __m512 l = _mm512_set1_ps(lift[t]);
                     total[t][0] = _mm512_fnmadd_ps(_mm512_load_ps(wm), l, total[t][0]);
                     total[t][1] = _mm512_fnmadd_ps(_mm512_load_ps(wm + 16), l, total[t][1]);
                 }
-            }
-            start += stride, lift += stride, ws += 32, wm += 32;
-        } else {
-#pragma GCC unroll 2
-            for (int h = 0; h < 2; h++) {
-                __m512i a[TOKENS][2];
-#pragma GCC unroll 6
-                for (int t = 0; t < n; t++) a[t][0] = a[t][1] = _mm512_set1_epi32(start[t]);
-#pragma GCC unroll 4
-                for (int d = 4 * h; d < 4 * h + 4; d++) {
-                    __m512i w0 = _mm512_load_si512(w + 128 * d), w1 = _mm512_load_si512(w + 128 * d + 64);
-#pragma GCC unroll 6
-                    for (int t = 0; t < n; t++) {
-                        __m512i v = four(q[t] + c + 4 * d);
-                        a[t][0] = _mm512_dpbusd_epi32(a[t][0], w0, v);
-                        a[t][1] = _mm512_dpbusd_epi32(a[t][1], w1, v);
-                    }
-                }
-                __m512 s0 = _mm512_load_ps(ws), s1 = _mm512_load_ps(ws + 16);
-#pragma GCC unroll 6
-                for (int t = 0; t < n; t++) {
-                    __m512 d = _mm512_set1_ps(scale[t]);
-                    total[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[t][0]), _mm512_mul_ps(s0, d), total[t][0]);
-                    total[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[t][1]), _mm512_mul_ps(s1, d), total[t][1]);
-                    if (mins) {
-                        __m512 l = _mm512_set1_ps(lift[t]);
-                        total[t][0] = _mm512_fnmadd_ps(_mm512_load_ps(wm), l, total[t][0]);
-                        total[t][1] = _mm512_fnmadd_ps(_mm512_load_ps(wm + 16), l, total[t][1]);
-                    }
-                }
-                start += stride, lift += stride, ws += 32, wm += 32;
-            }
+            start += n, lift += n, ws += 32, wm += 32;
         }
-        w += 1024, scale += stride;
+        if (sub == 32 && mins) /* types with a minimum have no offset */
+#pragma GCC unroll 6
+            for (int t = 0; t < n; t++) a[t][0] = a[t][1] = _mm512_setzero_si512();
+        else
+#pragma GCC unroll 6
+            for (int t = 0; t < n; t++) a[t][0] = a[t][1] = _mm512_set1_epi32(start[t]);
+        if (sub == 16) dots(a, w + 512, q, 16, 4, n);
+        else dots(a, w, q, 0, 8, n);
+        const __m512 s0 = _mm512_load_ps(ws), s1 = _mm512_load_ps(ws + 16);
+#pragma GCC unroll 6
+        for (int t = 0; t < n; t++) {
+            const __m512 d = _mm512_set1_ps(scale[t]);
+            __m512 f0 = _mm512_cvtepi32_ps(a[t][0]), f1 = _mm512_cvtepi32_ps(a[t][1]);
+            if (sub == 16) {
+                f0 = _mm512_fmadd_ps(f0, s0, first[t][0]);
+                f1 = _mm512_fmadd_ps(f1, s1, first[t][1]);
+            } else {
+                f0 = _mm512_mul_ps(f0, s0);
+                f1 = _mm512_mul_ps(f1, s1);
+            }
+            total[t][0] = _mm512_fmadd_ps(f0, d, total[t][0]);
+            total[t][1] = _mm512_fmadd_ps(f1, d, total[t][1]);
+        }
+        if (mins)
+#pragma GCC unroll 6
+            for (int t = 0; t < n; t++) {
+                __m512 l = _mm512_set1_ps(lift[t]);
+                total[t][0] = _mm512_fnmadd_ps(_mm512_load_ps(wm), l, total[t][0]);
+                total[t][1] = _mm512_fnmadd_ps(_mm512_load_ps(wm + 16), l, total[t][1]);
+            }
+        start += n, lift += n, ws += 32, wm += 32, scale += n;
+#pragma GCC unroll 6
+        for (int t = 0; t < n; t++) q[t] += 32;
     }
 #pragma GCC unroll 6
     for (int t = 0; t < n; t++) {
@@ -100,35 +112,27 @@ INLINE void block(float *sum, const uint8_t *panel, const uint8_t *const *x, con
     }
 }
 
-typedef void block_fn(float *sum, const uint8_t *panel, const uint8_t *const *x, const int32_t *start, const float *scale,
-                      const float *lift, int32_t stride, int64_t k0, int32_t kc);
-#define BLOCK(sub, mins, n)                                                                                        \
-    static void block_##sub##_##mins##_##n(float *sum, const uint8_t *panel, const uint8_t *const *x,              \
-                                           const int32_t *start, const float *scale, const float *lift,            \
-                                           int32_t stride, int64_t k0, int32_t kc)                                 \
-    {                                                                                                              \
-        block(sum, panel, x, start, scale, lift, stride, k0, kc, sub, mins, n);                                    \
+typedef void block_fn(float *sum, const uint8_t *panel, const hd_panel_tokens *tokens, int32_t kc);
+#define BLOCK(sub, mins, n)                                                                                             \
+    static void block_##sub##_##mins##_##n(float *sum, const uint8_t *panel, const hd_panel_tokens *tokens, int32_t kc) \
+    {                                                                                                                   \
+        block(sum, panel, tokens, kc, sub, mins, n);                                                                    \
     }
 #define BLOCKS(sub, mins) \
     BLOCK(sub, mins, 1) BLOCK(sub, mins, 2) BLOCK(sub, mins, 3) BLOCK(sub, mins, 4) BLOCK(sub, mins, 5) BLOCK(sub, mins, 6)
-BLOCKS(32, 0) BLOCKS(32, 1) BLOCKS(16, 0) BLOCKS(16, 1)
-#define NAMES(sub, mins)                                                                                  \
+BLOCKS(32, 0)
+BLOCKS(32, 1)
+BLOCKS(16, 0)
+BLOCKS(16, 1)
+#define NAMES(sub, mins)                                                                                     \
     {block_##sub##_##mins##_1, block_##sub##_##mins##_2, block_##sub##_##mins##_3, block_##sub##_##mins##_4, \
      block_##sub##_##mins##_5, block_##sub##_##mins##_6}
 static block_fn *const blocks[2][2][TOKENS] = {{NAMES(32, 0), NAMES(32, 1)}, {NAMES(16, 0), NAMES(16, 1)}};
 
 static void multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind, const hd_panel_tokens *tokens,
-                     int32_t n, int64_t k0, int32_t kc)
+                     int32_t n, int32_t kc)
 {
-    block_fn *const *of = blocks[kind->sub == 16][kind->mins];
-    const int64_t group = k0 / kind->sub * n, c = k0 / 32 * n;
-    int32_t parts = (n + TOKENS - 1) / TOKENS;
-    for (int32_t t = 0; parts > 0; parts--) { /* blocks of nearly equal width: one of a single token would wait on itself */
-        int32_t take = (n - t + parts - 1) / parts;
-        of[take - 1](sum + 32 * t, panel, tokens->x + t, tokens->start + group + t, tokens->scale + c + t,
-                     tokens->lift + group + t, n, k0, kc);
-        t += take;
-    }
+    blocks[kind->sub == 16][kind->mins][n - 1](sum, panel, tokens, kc);
 }
 
 #define LEAST 4 /* tokens; fewer are the direct products' */

@@ -13,24 +13,35 @@ size_t hd_panel_scratch(const hd_product *p)
     return up(HD_PANEL_BYTES) + up(n * 128) + 3 * up(groups * n * 4) + tail_bytes(p);
 }
 
-static void gather(const hd_product *p, const hd_panel_kind *kind, hd_panel_tokens *tokens)
+/* Tokens are worked in groups of nearly equal width (a group of one would wait on its own additions). */
+static int32_t group_width(int32_t left)
 {
-    const int64_t n = p->n, k = p->k, per = 32 / kind->sub;
-    for (int64_t t = 0; t < n; t++) {
-        const int16_t *sums = hd_q8_sums(p->x[t], k);
-        const float *d = hd_q8_d(p->x[t], k);
-        for (int64_t c = 0; c < k / 32; c++) tokens->scale[c * n + t] = d[c];
-        if (per == 1)
-            for (int64_t c = 0; c < k / 32; c++) {
-                int32_t sum = sums[2 * c] + sums[2 * c + 1];
-                tokens->start[c * n + t] = -kind->offset * sum;
-                if (kind->mins) tokens->lift[c * n + t] = d[c] * (float)sum;
+    int32_t groups = (left + HD_GROUP_TOKENS - 1) / HD_GROUP_TOKENS;
+    return (left + groups - 1) / groups;
+}
+
+typedef struct gathered {
+    int32_t *start;   /* [group of tokens][columns / sub][tokens of the group] */
+    float *scale, *lift;
+} gathered;
+
+static void gather(const hd_product *p, const hd_panel_kind *kind, const gathered *g)
+{
+    const int64_t k = p->k, subs = k / kind->sub, blocks = k / 32;
+    for (int32_t first = 0, width; first < p->n; first += width) {
+        width = group_width(p->n - first);
+        for (int32_t t = 0; t < width; t++) {
+            const int16_t *sums = hd_q8_sums(p->x[first + t], k);
+            const float *d = hd_q8_d(p->x[first + t], k);
+            int32_t *start = g->start + first * subs + t;
+            float *scale = g->scale + first * blocks + t, *lift = g->lift + first * subs + t;
+            for (int64_t c = 0; c < blocks; c++) scale[c * width] = d[c];
+            for (int64_t b = 0; b < subs; b++) {
+                int32_t sum = kind->sub == 32 ? sums[2 * b] + sums[2 * b + 1] : sums[b];
+                start[b * width] = -kind->offset * sum;
+                if (kind->mins) lift[b * width] = d[b * kind->sub / 32] * (float)sum;
             }
-        else
-            for (int64_t c = 0; c < k / 16; c++) {
-                tokens->start[c * n + t] = -kind->offset * sums[c];
-                if (kind->mins) tokens->lift[c * n + t] = d[c / 2] * (float)sums[c];
-            }
+        }
     }
 }
 
@@ -42,18 +53,24 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
     uint8_t *panel = scratch, *at = panel + up(HD_PANEL_BYTES);
     float *sum = (float *)(void *)at;
     at += up(n * 128);
-    hd_panel_tokens tokens = {.x = p->x, .start = (int32_t *)(void *)at};
+    gathered g = {.start = (int32_t *)(void *)at};
     at += up(groups * n * 4);
-    tokens.scale = (float *)(void *)at;
+    g.scale = (float *)(void *)at;
     at += up(groups * n * 4);
-    tokens.lift = (float *)(void *)at;
+    g.lift = (float *)(void *)at;
     at += up(groups * n * 4);
-    gather(p, kind, &tokens);
+    gather(p, kind, &g);
+    /* The next panel is asked for a few lines at a time while this one is multiplied; the hint may run a little over its
+     * end, which a prefetch forgives. */
+    const int64_t steps = (p->n + HD_GROUP_TOKENS - 1) / HD_GROUP_TOKENS * (p->k / 32);
+    const int32_t lines = (int32_t)(((int64_t)p->row_bytes * HD_GEMM_PANEL / 64 + steps - 1) / steps);
 
     for (int64_t r = r0; r < r1; r += HD_GEMM_PANEL) {
         const size_t rows = r1 - r < HD_GEMM_PANEL ? (size_t)(r1 - r) : HD_GEMM_PANEL;
         const uint8_t *w = p->w + (size_t)r * p->row_bytes;
-        if (rows < HD_GEMM_PANEL) { /* the panel is always whole: rows that do not exist are copies of nothing */
+        const uint8_t *ahead = w + HD_GEMM_PANEL * p->row_bytes, *end = p->w + (size_t)r1 * p->row_bytes;
+        const uint8_t *after = ahead + HD_GEMM_PANEL * p->row_bytes;
+        if (rows < HD_GEMM_PANEL) { /* the panel is always whole: rows that do not exist are zeros */
             memcpy(at, w, rows * p->row_bytes);
             memset(at + rows * p->row_bytes, 0, tail_bytes(p) - rows * p->row_bytes);
             w = at;
@@ -62,7 +79,17 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
         for (int64_t k0 = 0; k0 < p->k; k0 += HD_CHUNK) {
             const int32_t kc = p->k - k0 < HD_CHUNK ? (int32_t)(p->k - k0) : HD_CHUNK;
             kind->unpack(panel, w + (size_t)(k0 / type->block) * (size_t)type->bytes, p->row_bytes, kc);
-            multiply(sum, panel, kind, &tokens, p->n, k0, kc);
+            for (int32_t t = 0, width; t < p->n; t += width) {
+                width = group_width(p->n - t);
+                const int64_t sub = t * (p->k / kind->sub) + k0 / kind->sub * width;
+                hd_panel_tokens tokens = {.start = g.start + sub, .lift = g.lift + sub};
+                tokens.scale = g.scale + t * (p->k / 32) + k0 / 32 * width;
+                for (int32_t i = 0; i < width; i++) tokens.x[i] = hd_act_q(p->x[t + i]) + k0;
+                tokens.ahead = ahead;
+                tokens.lines = ahead < end && ahead < after ? lines : 0;
+                ahead += (ptrdiff_t)tokens.lines * 64 * (kc / 32);
+                multiply(sum + 32 * t, panel, kind, &tokens, width, kc);
+            }
         }
         for (size_t t = 0; t < n; t++) memcpy(p->out[t] + r, sum + t * 32, rows * sizeof(float));
     }

@@ -23,17 +23,22 @@ typedef struct hd_panel_kind {
     int16_t mins;     /* whether min is used */
 } hd_panel_kind;
 
-/* What the tokens bring to a group of `sub` columns b, token t: start[b * n + t] = -offset * sum of q, where an integer
- * sum begins; lift[b * n + t] = d * sum of q, which multiplies min. scale[c * n + t] = d of 32 columns c. */
+/* What a group of n tokens brings to the multiply, for the columns of a chunk: x[t] the bytes of token t; and for each
+ * `sub` columns b: start[b * n + t] = -offset * sum of q, where an integer sum begins; lift[b * n + t] = d * sum of q,
+ * which multiplies min; for each 32 columns c: scale[c * n + t] = d. While it works it may ask for `lines` cache lines
+ * from `ahead` on, for each 32 columns: bytes of the next panel. */
+#define HD_GROUP_TOKENS 6
 typedef struct hd_panel_tokens {
-    const uint8_t *const *x;
-    int32_t *start;
-    float *scale, *lift;
+    const int8_t *x[HD_GROUP_TOKENS];
+    const int32_t *start;
+    const float *scale, *lift;
+    const uint8_t *ahead;
+    int32_t lines;
 } hd_panel_tokens;
 
-/* sum[t][0..31] += panel x token t, for the tokens of p; columns begin at k0. */
+/* sum[t][0..31] += panel x token t for n tokens, 1 <= n <= HD_GROUP_TOKENS. */
 typedef void hd_panel_multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind, const hd_panel_tokens *tokens,
-                               int32_t n, int64_t k0, int32_t kc);
+                               int32_t n, int32_t kc);
 
 size_t hd_panel_scratch(const hd_product *p);
 void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch, const hd_panel_kind *kind,
