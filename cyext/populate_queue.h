@@ -25,3 +25,46 @@ int hd_queue_idle(hd_queue *q);
 
 /* errno of a failed span and the byte in the file where it failed. */
 int hd_queue_error(hd_queue *q, int32_t span, uint64_t *file_offset);
+
+/* ---- For the binding, not for the program ------------------------------------------------------------------------ */
+
+#include "mapping.h"
+
+typedef struct hd_queue_options {
+    int32_t workers;           /* threads per node; the first of several serves demand and routed only */
+    int32_t nodes;             /* sets of workers; 1 without NUMA */
+    const int32_t *node;       /* [n] whose workers read a span, NULL: all node 0 */
+    const uint8_t *cpus;       /* [nodes][n_cpus] 1: the node's workers may run there, NULL: anywhere */
+    int32_t n_cpus;
+    const int32_t *memory;     /* [nodes] kernel's number of the node whose memory to prefer, -1: any; NULL: any */
+    uint64_t piece;            /* bytes, at most 4 MiB */
+    int32_t nice;              /* of the background workers */
+} hd_queue_options;
+
+typedef struct hd_class_counts {
+    uint64_t read, cached;     /* bytes from disk, bytes that only had to be mapped */
+    uint64_t spans, failed;
+    double seconds;            /* of workers, added up */
+} hd_class_counts;
+
+/* file, offset: [n] where each span lies in the mapping. All arrays outlive the queue. NULL: errno says why. */
+hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t *file, const uint64_t *offset,
+                       const hd_queue_options *options);
+void hd_queue_free(hd_queue *q);
+
+/* The cursor's plan: taken in layer order (the given order within a layer), only layers up to progress + window. */
+int hd_queue_plan(hd_queue *q, const int32_t *spans, int32_t n, int32_t window);
+/* Bit k: class k waits. */
+void hd_queue_pause(hd_queue *q, uint32_t classes);
+/* Bytes per second that cursor and sweep may read from disk together; 0: as fast as they can. */
+void hd_queue_rate(hd_queue *q, double bytes_per_second);
+/* See hd_populate: from what share on a 2 MiB block is read whole, per class. */
+void hd_queue_cover(hd_queue *q, enum hd_class cls, float cover);
+/* Give spans back that nobody reads or has asked for; *freed bytes left the cache. Returns how many spans were taken. */
+int32_t hd_queue_evict(hd_queue *q, const int32_t *spans, int32_t n, uint64_t *freed);
+/* Let every hd_queue_wait_any look at its stop flag. */
+void hd_queue_wake(hd_queue *q);
+void hd_queue_counts(hd_queue *q, hd_class_counts counts[HD_CLASSES], int64_t waiting[HD_CLASSES],
+                     int32_t in_flight[HD_CLASSES]);
+/* Sleep until nothing waits or is in flight in a class (paused counts as waiting), or the time is over. 1: empty. */
+int hd_queue_drain(hd_queue *q, enum hd_class cls, double seconds);

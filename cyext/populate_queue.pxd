@@ -1,0 +1,50 @@
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from hearthd.cyext.mapping cimport hd_mapping
+from hearthd.cyext.spans cimport hd_spans
+
+
+cdef extern from "populate_queue.h" nogil:
+    ctypedef struct hd_queue:
+        pass
+    enum hd_class:
+        HD_DEMAND, HD_ROUTED, HD_LOOKAHEAD, HD_CURSOR, HD_SWEEP, HD_CLASSES
+    ctypedef struct hd_queue_options:
+        int32_t workers
+        int32_t nodes
+        const int32_t *node
+        const uint8_t *cpus
+        int32_t n_cpus
+        const int32_t *memory
+        uint64_t piece
+        int32_t nice
+    ctypedef struct hd_class_counts:
+        uint64_t read
+        uint64_t cached
+        uint64_t spans
+        uint64_t failed
+        double seconds
+    void hd_queue_submit(hd_queue *q, hd_class cls, const int32_t *spans, int32_t n)
+    int32_t hd_queue_wait_any(hd_queue *q, const int32_t *spans, int32_t n, const void *stop)
+    void hd_queue_cancel(hd_queue *q, hd_class cls)
+    void hd_queue_progress(hd_queue *q, int32_t layer)
+    int hd_queue_idle(hd_queue *q)
+    int hd_queue_error(hd_queue *q, int32_t span, uint64_t *file_offset)
+    hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t *file, const uint64_t *offset,
+                           const hd_queue_options *options)
+    void hd_queue_free(hd_queue *q)
+    int hd_queue_plan(hd_queue *q, const int32_t *spans, int32_t n, int32_t window)
+    void hd_queue_pause(hd_queue *q, uint32_t classes)
+    void hd_queue_rate(hd_queue *q, double bytes_per_second)
+    void hd_queue_cover(hd_queue *q, hd_class cls, float cover)
+    int32_t hd_queue_evict(hd_queue *q, const int32_t *spans, int32_t n, uint64_t *freed)
+    void hd_queue_wake(hd_queue *q)
+    void hd_queue_counts(hd_queue *q, hd_class_counts *counts, int64_t *waiting, int32_t *in_flight)
+    int hd_queue_drain(hd_queue *q, hd_class cls, double seconds)
+
+
+cdef class PopulateQueue:
+    cdef hd_queue *q
+    cdef readonly object spans
+    cdef object keep
+    cdef hd_queue *get(self) except NULL
