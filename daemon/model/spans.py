@@ -66,6 +66,11 @@ class SpanTable:
         rows = (self._experts.get(f"blk.{layer}.ffn_{part}_exps.weight") for part in PARTS)
         return np.array([row[expert] for row in rows if row is not None], np.int32)
 
+    def describe(self, span: int) -> str:
+        """The span in words, for messages."""
+        name = self.names[self.tensor[span]]
+        return f"{name}, expert {self.expert[span]}" if self.expert[span] >= 0 else name
+
     def expert_layers(self) -> list[int]:
         """Layers that have experts, in order."""
         return sorted({int(name.split(".")[1]) for name in self._experts})

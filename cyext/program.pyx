@@ -1,0 +1,530 @@
+# cython: language_level=3
+"""Programs, the teams that run them, and the sessions they run for.
+
+Owns the memory of buffers, of the KV pool and of a step. Is told every number: which tensor, which order, which node.
+"""
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uint16_t, uint32_t, uintptr_t
+from libc.stdlib cimport calloc, malloc, free, realloc
+from libc.string cimport memset
+
+import numpy as np
+
+
+cdef extern from "kernels/kernels.h" nogil:
+    ctypedef struct hd_kernels:
+        const char *name
+        int32_t panel
+    const hd_kernels *hd_kernels_for(const char *name, const char **why)
+    enum: HD_KV_BLOCK
+
+
+cdef extern from "teams.h" nogil:
+    ctypedef struct hd_teams:
+        pass
+    hd_teams *hd_teams_new(int32_t threads, const int32_t *cpus, const int32_t *team_of, int32_t spin)
+    void hd_teams_free(hd_teams *t)
+
+
+cdef extern from "steps/memory.h" nogil:
+    void *hd_memory_new(size_t bytes)
+    void hd_memory_free(void *memory)
+    void hd_memory_release(void *memory)
+
+
+cdef extern from "steps/step.h" nogil:
+    ctypedef struct hd_spans:
+        int32_t n
+        const uint8_t **home
+        const uint64_t *nbytes
+    ctypedef struct hd_queue:
+        pass
+    ctypedef struct hd_op:
+        int32_t kind, layer, selected
+        int32_t *in_ "in"
+        int32_t *out
+        int32_t *w
+        int32_t *i
+        float *f
+    ctypedef struct hd_weight:
+        int32_t type, n_spans
+        int64_t rows, cols
+        size_t row_bytes, offset
+        const int32_t *spans
+    ctypedef struct hd_buffer_packed:
+        uint8_t *data
+    ctypedef struct hd_buffer:
+        int32_t width
+        size_t stride
+        float *data
+        hd_buffer_packed *packed
+    ctypedef struct hd_stream:
+        int32_t heads, width
+        size_t offset
+    ctypedef struct hd_rope:
+        int32_t n_rot
+        const double *inverse
+        float magnitude
+        float *cosine
+        float *sine
+    ctypedef struct hd_session:
+        const int32_t *blocks
+        int32_t n_blocks
+        float *state
+    ctypedef struct hd_trace:
+        int32_t *records
+        int64_t used, capacity
+    ctypedef struct hd_lookahead:
+        int32_t layer
+        uint64_t step
+        uint8_t *guessed
+        uint8_t *asked
+        uint64_t n_guessed, n_right, n_used, read_bytes, wasted_bytes
+        int32_t read, every
+    ctypedef struct hd_program:
+        const hd_kernels *kernels
+        hd_spans *spans
+        hd_queue *queue
+        hd_teams *teams
+        hd_op *ops
+        int32_t n_ops
+        hd_weight *weights
+        int32_t n_weights
+        hd_buffer *buffers
+        int32_t n_buffers
+        hd_stream *streams
+        int32_t n_streams
+        hd_rope *ropes
+        int32_t n_ropes
+        int32_t max_rows, n_layers, n_experts, max_used, vocabulary
+        int32_t split
+        const int32_t *owner
+        uint8_t *pool
+        size_t block_bytes
+        size_t state_floats
+        void *expert_counts
+        void *expert_touched
+    ctypedef struct hd_step:
+        int32_t n, n_selected
+        const int32_t *token
+        const int32_t *pos
+        const int32_t *session
+        const int32_t *selected
+        const hd_session *sessions
+        float *logits
+        void *stop
+        void *layer
+        const void *fault_address
+        int32_t failed_span
+        float *pair_hidden
+        float *pair_gate
+        float *pair_out
+        uint8_t *pair_packed
+        hd_trace *trace
+        hd_lookahead *lookahead
+    hd_step *hd_step_new(const hd_program *p)
+    void hd_step_free(hd_step *s)
+    int hd_step_run(hd_step *s)
+    enum: HD_OP_KINDS
+    enum: HD_ACT_COUNT
+    enum: HD_STOPPED
+    enum: HD_FAULT
+    enum: HD_SPAN_FAILED
+    enum: HD_NO_MEMORY
+    enum: HD_OP_BUFFERS
+    enum: HD_OP_WEIGHTS
+    enum: HD_OP_INTS
+    enum: HD_OP_FLOATS
+    enum:
+        HD_OP_EMBED, HD_OP_NORM, HD_OP_MATMUL, HD_OP_ROPE, HD_OP_STORE, HD_OP_ATTEND, HD_OP_ADD, HD_OP_ACTIVATE
+        HD_OP_ROUTE, HD_OP_EXPERTS, HD_OP_SELECT, HD_OP_LOOKAHEAD, HD_OP_SCALE, HD_OP_COPY, HD_OP_HEADS_MATMUL
+
+
+KV_BLOCK = HD_KV_BLOCK
+OPERATIONS = {
+    "embed": HD_OP_EMBED, "norm": HD_OP_NORM, "matmul": HD_OP_MATMUL, "rope": HD_OP_ROPE, "store": HD_OP_STORE,
+    "attend": HD_OP_ATTEND, "add": HD_OP_ADD, "activate": HD_OP_ACTIVATE, "route": HD_OP_ROUTE, "experts": HD_OP_EXPERTS,
+    "select": HD_OP_SELECT, "lookahead": HD_OP_LOOKAHEAD, "scale": HD_OP_SCALE, "copy": HD_OP_COPY,
+    "heads_matmul": HD_OP_HEADS_MATMUL,
+}
+
+
+class Failed(RuntimeError):
+    """A step did not end well. kind: "stopped", "fault", "span" or "memory"; span: the span's number or -1."""
+
+    def __init__(self, kind, span=-1):
+        super().__init__(kind)
+        self.kind = kind
+        self.span = span
+
+
+cdef class Teams:
+    """Pinned worker threads. cpus: for each team the processors of its threads (-1: not pinned)."""
+    cdef hd_teams *handle
+    cdef readonly list cpus
+
+    def __cinit__(self, cpus, int spin=2000):
+        flat = [cpu for team in cpus for cpu in team]
+        if not flat or any(not team for team in cpus):
+            raise ValueError("a team without threads")
+        if len(cpus) > 64:
+            raise ValueError("more than 64 teams")
+        cdef int32_t[::1] where = np.array(flat, dtype=np.int32)
+        cdef int32_t[::1] team_of = np.array([k for k, team in enumerate(cpus) for _ in team], dtype=np.int32)
+        self.cpus = [list(team) for team in cpus]
+        self.handle = hd_teams_new(<int32_t>len(flat), &where[0], &team_of[0], spin)
+        if self.handle is NULL:
+            raise MemoryError("no threads to be had")
+
+    def close(self):
+        """End the threads. No program that uses them may run any more."""
+        hd_teams_free(self.handle)
+        self.handle = NULL
+
+    def __dealloc__(self):
+        hd_teams_free(self.handle)
+
+
+cdef class State:
+    """One sequence's place in the KV pool, and its recurrent state."""
+    cdef Program program
+    cdef int32_t *blocks
+    cdef int32_t n_blocks, capacity
+    cdef float *state
+
+    def __cinit__(self, Program program):
+        self.program = program
+        if program.p.state_floats:
+            self.state = <float *>hd_memory_new(program.p.state_floats * sizeof(float))
+            if self.state is NULL:
+                raise MemoryError("recurrent state")
+
+    def reserve(self, int64_t tokens):
+        """Have blocks for so many tokens; False when the pool has none left (what was there stays)."""
+        cdef int64_t need = (tokens + HD_KV_BLOCK - 1) // HD_KV_BLOCK
+        if need <= self.n_blocks:
+            return True
+        if need - self.n_blocks > len(self.program.free_blocks):
+            return False
+        if need > self.capacity:
+            grown = <int32_t *>realloc(self.blocks, sizeof(int32_t) * <size_t>need)
+            if grown is NULL:
+                raise MemoryError("block table")
+            self.blocks = grown
+            self.capacity = <int32_t>need
+        while self.n_blocks < need:
+            self.blocks[self.n_blocks] = self.program.free_blocks.pop()
+            self.n_blocks += 1
+        return True
+
+    def shrink(self, int64_t tokens):
+        """Give back the blocks beyond so many tokens. Recurrent state cannot go back: only to 0."""
+        cdef int64_t keep = (tokens + HD_KV_BLOCK - 1) // HD_KV_BLOCK
+        while self.n_blocks > keep:
+            self.n_blocks -= 1
+            self.program.free_blocks.append(self.blocks[self.n_blocks])
+        if tokens == 0 and self.state is not NULL:
+            memset(self.state, 0, self.program.p.state_floats * sizeof(float))
+
+    def __dealloc__(self):
+        if self.program is not None and self.n_blocks:
+            self.shrink(0)
+        free(self.blocks)
+        hd_memory_free(self.state)
+
+
+cdef class Program:
+    """A flat list of operations over buffers; built once, then run.
+
+    spans and queue are objects with `.pointer` (hd_spans, hd_queue), queue may be None: then pages fault as they are read.
+    """
+    cdef hd_program p
+    cdef hd_step *step
+    cdef object spans, queue, teams, owner
+    cdef int32_t stop_flag, layer_now
+    cdef list keep, ops, weights, buffers, streams, ropes
+    cdef public list free_blocks
+    cdef readonly object expert_counts, expert_touched
+    cdef readonly int64_t pool_bytes, n_blocks
+    cdef hd_trace trace
+    cdef hd_lookahead ahead
+    cdef object trace_records
+
+    def __cinit__(self, spans, queue, Teams teams, isa, int max_rows, int n_layers, int n_experts, int max_used, int vocabulary):
+        cdef const char *why = NULL
+        cdef bytes name
+        if isa is None:
+            self.p.kernels = hd_kernels_for(NULL, &why)
+        else:
+            name = isa.encode()
+            self.p.kernels = hd_kernels_for(name, &why)
+        if self.p.kernels is NULL:
+            raise ValueError(f"instruction set {isa!r}: {why.decode() if why is not NULL else 'not on this machine'}")
+        self.spans, self.queue, self.teams = spans, queue, teams
+        self.p.spans = <hd_spans *><uintptr_t>spans.pointer
+        self.p.queue = NULL if queue is None else <hd_queue *><uintptr_t>queue.pointer
+        self.p.teams = teams.handle
+        self.p.max_rows, self.p.n_layers, self.p.n_experts = max_rows, n_layers, n_experts
+        self.p.max_used, self.p.vocabulary = max_used, vocabulary
+        self.layer_now = -1
+        self.keep, self.ops, self.weights, self.buffers, self.streams, self.ropes = [], [], [], [], [], []
+        self.free_blocks = []
+        self.expert_counts = np.zeros((max(n_layers, 1), max(n_experts, 1)), dtype=np.uint64)
+        self.expert_touched = np.zeros((max(n_layers, 1), 3), dtype=np.uint64)
+
+    @property
+    def isa(self):
+        return self.p.kernels.name.decode()
+
+    @property
+    def layer(self):
+        """The layer that the running step has reached, -1 when none runs."""
+        return self.layer_now
+
+    # --- building ---
+
+    def weight(self, int type, int64_t rows, int64_t cols, size_t row_bytes, spans, size_t offset=0):
+        cdef object ids = np.ascontiguousarray(spans, dtype=np.int32)
+        self.weights.append((type, rows, cols, row_bytes, ids, offset))
+        return len(self.weights) - 1
+
+    def buffer(self, int width):
+        self.buffers.append(width)
+        return len(self.buffers) - 1
+
+    def stream(self, int heads, int width):
+        """What each token keeps: heads x width halves. Blocks hold KV_BLOCK tokens of all streams."""
+        offset = sum(h * w * 2 * HD_KV_BLOCK for h, w, _ in self.streams)
+        self.streams.append((heads, width, offset))
+        return len(self.streams) - 1
+
+    def rope(self, inverse, float magnitude=1.0):
+        """inverse: float64 [n_rot / 2], radians per position of each pair; magnitude scales cosine and sine."""
+        self.ropes.append((np.ascontiguousarray(inverse, dtype=np.float64), magnitude))
+        return len(self.ropes) - 1
+
+    def state(self, size_t floats):
+        """Recurrent state of so many floats per session; the offset of this part."""
+        at = self.p.state_floats
+        self.p.state_floats += floats
+        return at
+
+    def op(self, kind, int layer, ins=(), outs=(), weights=(), ints=(), floats=(), bint selected=False):
+        if len(ins) > HD_OP_BUFFERS or len(outs) > HD_OP_BUFFERS or len(weights) > HD_OP_WEIGHTS:
+            raise ValueError(f"{kind}: too many operands")
+        if len(ints) > HD_OP_INTS or len(floats) > HD_OP_FLOATS:
+            raise ValueError(f"{kind}: too many parameters")
+        self.ops.append((OPERATIONS[kind], layer, tuple(ins), tuple(outs), tuple(weights), tuple(ints), tuple(floats), selected))
+
+    def set_split(self, int split, owner=None):
+        """How rows are shared between teams: 0 one team, 1 rows, 2 whole experts; owner: int32 [layers, experts]."""
+        cdef int32_t[:, ::1] view
+        self.p.split = split
+        if owner is not None:
+            self.owner = np.ascontiguousarray(owner, dtype=np.int32)
+            view = self.owner
+            self.p.owner = &view[0, 0]
+
+    def finish(self, int64_t pool_tokens):
+        """Lay out memory: buffers, and a KV pool of so many tokens. Nothing of it is touched yet."""
+        cdef int32_t[::1] ids
+        cdef double[::1] inverse
+        cdef int i, k
+        p = &self.p
+        p.n_weights = <int32_t>len(self.weights)
+        p.weights = <hd_weight *>calloc(max(p.n_weights, 1), sizeof(hd_weight))
+        for i, (type, rows, cols, row_bytes, spans, offset) in enumerate(self.weights):
+            ids = spans
+            p.weights[i].type, p.weights[i].rows, p.weights[i].cols = type, rows, cols
+            p.weights[i].row_bytes, p.weights[i].offset = row_bytes, offset
+            p.weights[i].spans, p.weights[i].n_spans = &ids[0], <int32_t>len(spans)
+        p.n_buffers = <int32_t>len(self.buffers)
+        p.buffers = <hd_buffer *>calloc(max(p.n_buffers, 1), sizeof(hd_buffer))
+        for i, width in enumerate(self.buffers):
+            p.buffers[i].width = width
+            p.buffers[i].stride = (width + 15) & ~15
+            p.buffers[i].data = <float *>hd_memory_new(p.buffers[i].stride * p.max_rows * sizeof(float))
+            if p.buffers[i].data is NULL:
+                raise MemoryError("buffers")
+        p.n_streams = <int32_t>len(self.streams)
+        p.streams = <hd_stream *>calloc(max(p.n_streams, 1), sizeof(hd_stream))
+        for i, (heads, width, offset) in enumerate(self.streams):
+            p.streams[i].heads, p.streams[i].width, p.streams[i].offset = heads, width, offset
+        p.n_ropes = <int32_t>len(self.ropes)
+        p.ropes = <hd_rope *>calloc(max(p.n_ropes, 1), sizeof(hd_rope))
+        for i, (angles, magnitude) in enumerate(self.ropes):
+            inverse = angles
+            p.ropes[i].n_rot = 2 * <int32_t>len(angles)
+            p.ropes[i].inverse, p.ropes[i].magnitude = &inverse[0], magnitude
+            p.ropes[i].cosine = <float *>hd_memory_new(len(angles) * p.max_rows * sizeof(float))
+            p.ropes[i].sine = <float *>hd_memory_new(len(angles) * p.max_rows * sizeof(float))
+            if p.ropes[i].cosine is NULL or p.ropes[i].sine is NULL:
+                raise MemoryError("rope tables")
+        p.n_ops = <int32_t>len(self.ops)
+        p.ops = <hd_op *>calloc(max(p.n_ops, 1), sizeof(hd_op))
+        for i, (kind, layer, ins, outs, weights, ints, floats, selected) in enumerate(self.ops):
+            o = &p.ops[i]
+            o.kind, o.layer, o.selected = kind, layer, selected
+            for k in range(HD_OP_BUFFERS):
+                o.in_[k] = ins[k] if k < len(ins) else -1
+                o.out[k] = outs[k] if k < len(outs) else -1
+            for k in range(HD_OP_WEIGHTS):
+                o.w[k] = weights[k] if k < len(weights) else -1
+            for k in range(len(ints)):
+                o.i[k] = ints[k]
+            for k in range(len(floats)):
+                o.f[k] = floats[k]
+        p.block_bytes = sum(h * w * 2 * HD_KV_BLOCK for h, w, _ in self.streams)
+        self.n_blocks = (pool_tokens + HD_KV_BLOCK - 1) // HD_KV_BLOCK
+        self.pool_bytes = <int64_t>p.block_bytes * self.n_blocks
+        if self.pool_bytes:
+            p.pool = <uint8_t *>hd_memory_new(self.pool_bytes)
+            if p.pool is NULL:
+                raise MemoryError("KV pool")
+        self.free_blocks = list(range(self.n_blocks - 1, -1, -1))
+        cdef uint64_t[:, ::1] counts = self.expert_counts
+        cdef uint64_t[:, ::1] touched = self.expert_touched
+        p.expert_counts = <void *>&counts[0, 0]
+        p.expert_touched = <void *>&touched[0, 0]
+        self.step = hd_step_new(p)
+        if self.step is NULL:
+            raise MemoryError("step")
+        self.step.stop = <void *>&self.stop_flag
+        self.step.layer = <void *>&self.layer_now
+        self.ahead.layer = -1
+        self.ahead.every = 16
+        self.ahead.guessed = <uint8_t *>calloc(max(p.n_experts, 1), 1)
+        self.ahead.asked = <uint8_t *>calloc(max(p.n_experts, 1), 1)
+        self.step.lookahead = &self.ahead
+
+    @property
+    def state_floats(self):
+        return self.p.state_floats
+
+    @property
+    def block_bytes(self):
+        return self.p.block_bytes
+
+    @property
+    def buffer_bytes(self):
+        """Most that the buffers of a full step can take."""
+        return sum(((w + 15) & ~15) * self.p.max_rows * 4 for w in self.buffers)
+
+    def session(self):
+        return State(self)
+
+    # --- running ---
+
+    def run(self, tokens, positions, owner_of, list states, selected, float[:, ::1] logits):
+        """One step. tokens, positions, owner_of: int32 [n], owner_of numbers into states; selected: int32, rows that want
+        logits; logits: float32 [len(selected), vocabulary]. Raises Failed."""
+        cdef const int32_t[::1] t = np.ascontiguousarray(tokens, dtype=np.int32)
+        cdef const int32_t[::1] at = np.ascontiguousarray(positions, dtype=np.int32)
+        cdef const int32_t[::1] own = np.ascontiguousarray(owner_of, dtype=np.int32)
+        cdef const int32_t[::1] want = np.ascontiguousarray(selected, dtype=np.int32)
+        cdef hd_session *sessions
+        cdef State state
+        cdef int i, result
+        cdef int n = t.shape[0]
+        if n == 0:
+            return
+        if n > self.p.max_rows or at.shape[0] != n or own.shape[0] != n:
+            raise ValueError("rows of a step")
+        if want.shape[0] and (logits.shape[0] < want.shape[0] or logits.shape[1] != self.p.vocabulary):
+            raise ValueError("shape of logits")
+        sessions = <hd_session *>malloc(sizeof(hd_session) * len(states))
+        if sessions is NULL:
+            raise MemoryError("sessions")
+        try:
+            for i in range(len(states)):
+                state = states[i]
+                sessions[i].blocks, sessions[i].n_blocks, sessions[i].state = state.blocks, state.n_blocks, state.state
+            for i in range(n):
+                if not 0 <= own[i] < len(states) or not 0 <= t[i] < self.p.vocabulary:
+                    raise ValueError(f"row {i} of a step: token {t[i]}")
+                if not 0 <= at[i] < sessions[own[i]].n_blocks * HD_KV_BLOCK:
+                    raise ValueError(f"row {i} of a step: position {at[i]} has no block")
+            s = self.step
+            s.n, s.n_selected = n, <int32_t>want.shape[0]
+            s.token, s.pos, s.session = &t[0], &at[0], &own[0]
+            s.selected = &want[0] if want.shape[0] else NULL
+            s.sessions = sessions
+            s.logits = &logits[0, 0] if want.shape[0] else NULL
+            with nogil:
+                result = hd_step_run(s)
+        finally:
+            free(sessions)
+        if result == HD_STOPPED:
+            raise Failed("stopped")
+        if result == HD_FAULT:
+            raise Failed("fault", self.span_at(<uintptr_t>self.step.fault_address))
+        if result == HD_SPAN_FAILED:
+            raise Failed("span", self.step.failed_span)
+        if result:
+            raise Failed("memory")
+
+    def span_at(self, uintptr_t address):
+        """The span that holds an address of the mapping, -1 when none does."""
+        cdef int32_t i
+        for i in range(self.p.spans.n):
+            if <uintptr_t>self.p.spans.home[i] <= address < <uintptr_t>self.p.spans.home[i] + self.p.spans.nbytes[i]:
+                return i
+        return -1
+
+    def stop(self, bint on=True):
+        """End the running step at its next operation; stays until stop(False)."""
+        self.stop_flag = on
+
+    def trim(self):
+        """Give back the pages of all buffers; they come back, zeroed, with the next step. Not while one runs."""
+        cdef int i, k
+        for i in range(self.p.n_buffers):
+            hd_memory_release(self.p.buffers[i].data)
+            for k in range(HD_ACT_COUNT):
+                hd_memory_release(self.p.buffers[i].packed[k].data)
+        s = self.step
+        hd_memory_release(s.pair_hidden)
+        hd_memory_release(s.pair_gate)
+        hd_memory_release(s.pair_out)
+        hd_memory_release(s.pair_packed)
+
+    # --- what it learnt ---
+
+    def set_lookahead(self, bint read, int every):
+        self.ahead.read, self.ahead.every = read, every
+
+    def lookahead(self):
+        """Counts since the start: experts guessed, of them used, used at all; bytes asked for on a guess, of them wasted."""
+        return {"guessed": self.ahead.n_guessed, "right": self.ahead.n_right, "used": self.ahead.n_used,
+                "read_bytes": self.ahead.read_bytes, "wasted_bytes": self.ahead.wasted_bytes, "reading": bool(self.ahead.read)}
+
+    def trace_begin(self, int64_t capacity):
+        """Record routing from now on: int32 records (step, layer, row, experts...)."""
+        cdef int32_t[::1] view
+        self.trace_records = np.zeros(capacity, dtype=np.int32)
+        view = self.trace_records
+        self.trace.records, self.trace.used, self.trace.capacity = &view[0], 0, capacity
+        self.step.trace = &self.trace
+
+    def trace_take(self):
+        """The records so far; recording ends."""
+        self.step.trace = NULL
+        return self.trace_records[: self.trace.used].copy()
+
+    def __dealloc__(self):
+        cdef int i, k
+        hd_step_free(self.step)
+        for i in range(self.p.n_buffers):
+            hd_memory_free(self.p.buffers[i].data)
+            for k in range(HD_ACT_COUNT):
+                hd_memory_free(self.p.buffers[i].packed[k].data)
+        for i in range(self.p.n_ropes):
+            hd_memory_free(self.p.ropes[i].cosine)
+            hd_memory_free(self.p.ropes[i].sine)
+        hd_memory_free(self.p.pool)
+        free(self.p.weights)
+        free(self.p.buffers)
+        free(self.p.streams)
+        free(self.p.ropes)
+        free(self.p.ops)
+        free(self.ahead.guessed)
+        free(self.ahead.asked)

@@ -1,0 +1,86 @@
+/* A guess, made at one layer, of the experts that the next will use: the next layer's router on this layer's state. */
+#include "step.h"
+#include <string.h>
+
+#define OP(s) (&(s)->p->ops[(s)->pc])
+
+static void logits_item(hd_step *s, hd_worker *w, const hd_item *item) {
+    const hd_program *p = s->p;
+    const hd_op *op = OP(s);
+    const hd_weight *m = &p->weights[op->w[1]];
+    const uint8_t *x[HD_LOOKAHEAD_ROWS];
+    float *out[HD_LOOKAHEAD_ROWS];
+    for (int32_t r = 0; r < s->n; r++) {
+        x[r] = (const uint8_t *)hd_row(s, op->out[0], r);
+        out[r] = hd_row(s, op->out[1], r);
+    }
+    hd_product product = {.type = m->type, .act = HD_ACT_F32, .w = hd_weight_at(p, m, 0, w->team), .row_bytes = m->row_bytes,
+                          .k = m->cols, .n = s->n, .x = x, .out = out};
+    p->kernels->product(&product, item->r0, item->r1, hd_worker_scratch(w, p->kernels->product_scratch(&product)));
+}
+
+static void guess(hd_step *s, const hd_op *op) {
+    const hd_program *p = s->p;
+    hd_lookahead *a = s->lookahead;
+    int32_t chosen[64], used = op->i[0] < 64 ? op->i[0] : 64;
+    float weights[64];
+    memset(a->guessed, 0, (size_t)p->n_experts);
+    memset(a->asked, 0, (size_t)p->n_experts);
+    for (int32_t r = 0; r < s->n; r++) {
+        hd_choose(hd_row(s, op->out[1], r), hd_vector(s, op, 2), p->n_experts, op, chosen, weights, s->work);
+        for (int32_t k = 0; k < used; k++) a->guessed[chosen[k]] = 1;
+    }
+    a->layer = op->i[5];
+    a->step = s->number;
+    if (!a->read || !p->queue || !hd_queue_idle(p->queue)) return;
+    for (int32_t e = 0; e < p->n_experts; e++) {
+        if (!a->guessed[e]) continue;
+        for (int32_t which = 3; which < 6; which++) {
+            if (op->w[which] < 0) continue;
+            int32_t span = p->weights[op->w[which]].spans[e];
+            if (atomic_load(&p->spans->state[span]) == HD_READY) continue;
+            hd_queue_submit(p->queue, HD_LOOKAHEAD, &span, 1);
+            a->asked[e] = 1;
+            a->read_bytes += p->spans->nbytes[span];
+        }
+    }
+}
+
+/* in0: this layer's state; w0 norm and w1 router (w2 bias) of layer i5, w3 to w5 its experts; i0 to i4, f0 as for route,
+ * f1 epsilon; out0, out1: scratch for the normed state and the logits. Only for a few rows: a prefill uses nearly all. */
+int hd_op_lookahead(hd_step *s, const hd_op *op, int32_t stage) {
+    const hd_program *p = s->p;
+    hd_lookahead *a = s->lookahead;
+    if (stage > 0) {
+        guess(s, op);
+        return HD_DONE;
+    }
+    if (!a || s->n > HD_LOOKAHEAD_ROWS || (!a->read && (a->every <= 0 || s->number % (uint64_t)a->every))) return HD_DONE;
+    const hd_weight *m = &p->weights[op->w[1]];
+    if (p->queue && atomic_load(&p->spans->state[m->spans[0]]) != HD_READY) return HD_DONE;
+    for (int32_t r = 0; r < s->n; r++)
+        p->kernels->rms_norm(hd_row(s, op->out[0], r), hd_row(s, op->in[0], r), hd_vector(s, op, 0), m->cols, op->f[1]);
+    hd_items_clear(s, logits_item);
+    int32_t chunk = hd_chunk(p, m->rows, 1);
+    for (int32_t r = 0; r < m->rows; r += chunk)
+        if (hd_items_add(s, 0, r, r + chunk < m->rows ? r + chunk : (int32_t)m->rows)) return HD_FAIL;
+    return hd_items_publish(s);
+}
+
+void hd_lookahead_check(hd_step *s, const hd_op *op) {
+    hd_lookahead *a = s->lookahead;
+    if (!a || a->layer != op->layer || a->step != s->number) return;
+    for (int32_t u = 0; u < s->n_uses; u++) {
+        int32_t e = s->uses[u].expert;
+        a->n_used++;
+        if (a->guessed[e]) a->n_right++;
+        a->asked[e] = 0;
+    }
+    for (int32_t e = 0; e < s->p->n_experts; e++) {
+        a->n_guessed += a->guessed[e];
+        if (a->asked[e])
+            for (int32_t which = 0; which < 3; which++)
+                if (op->w[which] >= 0) a->wasted_bytes += s->p->spans->nbytes[s->p->weights[op->w[which]].spans[e]];
+    }
+    a->layer = -1;
+}

@@ -1,0 +1,33 @@
+#define _GNU_SOURCE
+#include "memory.h"
+#include <stdint.h>
+#include <sys/mman.h>
+
+/* The length stands in a page of its own before the memory, so that huge pages can begin where the memory does. */
+#define HEAD 4096u
+#define HUGE ((size_t)2 << 20)
+
+typedef struct head { uint8_t *base; size_t whole, bytes; } head;
+
+static head *head_of(void *memory) { return (head *)((uint8_t *)memory - HEAD); }
+
+void *hd_memory_new(size_t bytes) {
+    size_t align = bytes >= 2 * HUGE ? HUGE : HEAD;
+    size_t whole = bytes + align + HEAD;
+    uint8_t *base = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED) return NULL;
+    uint8_t *memory = (uint8_t *)(((uintptr_t)base + HEAD + align - 1) & ~(uintptr_t)(align - 1));
+    *head_of(memory) = (head){base, whole, bytes};
+    if (align == HUGE) madvise(memory, bytes & ~(HUGE - 1), MADV_HUGEPAGE);
+    return memory;
+}
+
+void hd_memory_free(void *memory) {
+    if (!memory) return;
+    head h = *head_of(memory);
+    munmap(h.base, h.whole);
+}
+
+void hd_memory_release(void *memory) {
+    if (memory) madvise(memory, head_of(memory)->bytes, MADV_DONTNEED);
+}

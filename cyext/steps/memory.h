@@ -1,0 +1,7 @@
+/* Anonymous memory that is there only once it is touched, in huge pages where the kernel grants them. */
+#pragma once
+#include <stddef.h>
+
+void *hd_memory_new(size_t bytes);          /* zeroed, page aligned; NULL when there is none */
+void hd_memory_free(void *memory);          /* NULL is nothing */
+void hd_memory_release(void *memory);       /* give the pages back, keep the addresses; contents become zero */

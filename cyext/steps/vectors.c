@@ -1,0 +1,196 @@
+/* Operations that go row by row: embedding, norms, rotation, sums, activations. */
+#include "step.h"
+#include <math.h>
+#include <string.h>
+
+#define OP(s) (&(s)->p->ops[(s)->pc])
+
+static void embed_rows(hd_step *s, hd_worker *w, const hd_item *item) {
+    (void)w;
+    const hd_op *op = OP(s);
+    const hd_weight *m = &s->p->weights[op->w[0]];
+    const uint8_t *base = hd_weight_at(s->p, m, 0, 0);
+    for (int32_t r = item->r0; r < item->r1; r++) {
+        float *out = hd_row(s, op->out[0], r);
+        s->p->kernels->unpack[m->type](base + (size_t)s->token[r] * m->row_bytes, out, m->cols);
+        if (op->f[0] != 1.0f)
+            for (int64_t j = 0; j < m->cols; j++) out[j] *= op->f[0];
+    }
+}
+
+/* out0 = f0 * row `token` of w0. Does not wait for the tensor: a step reads a few of its rows only. */
+int hd_op_embed(hd_step *s, const hd_op *op, int32_t stage) {
+    if (stage == 0 && hd_share_rows(s, embed_rows, s->n, s->p->weights[op->w[0]].cols) == HD_SHARE) return HD_SHARE;
+    hd_written(s, op->out[0]);
+    return HD_DONE;
+}
+
+enum { NORM_RMS = 0, NORM_L2 = 1 };
+
+static void norm_rows(hd_step *s, hd_worker *w, const hd_item *item) {
+    (void)w;
+    const hd_op *op = OP(s);
+    int32_t pieces = op->i[0], width = op->i[1], stride = op->i[2], offset = op->i[3], kind = op->i[4];
+    const float *weight = hd_vector(s, op, 0);
+    for (int32_t r = item->r0; r < item->r1; r++)
+        for (int32_t k = 0; k < pieces; k++) {
+            const float *x = hd_row(s, op->in[0], r) + offset + (size_t)k * stride;
+            float *out = hd_row(s, op->out[0], r) + offset + (size_t)k * stride;
+            if (kind == NORM_RMS) {
+                s->p->kernels->rms_norm(out, x, weight, width, op->f[0]);
+            } else {
+                /* x / max(|x|, eps), as torch.nn.functional.normalize */
+                double sum = 0;
+                for (int32_t j = 0; j < width; j++) sum += (double)x[j] * x[j];
+                float length = (float)sqrt(sum), scale = 1.0f / (length > op->f[0] ? length : op->f[0]);
+                for (int32_t j = 0; j < width; j++) out[j] = x[j] * scale;
+            }
+        }
+}
+
+/* i0 pieces of i1 floats, i2 apart, from i3 on; i4 kind; w0 weight of one piece; f0 epsilon. May be in place. */
+int hd_op_norm(hd_step *s, const hd_op *op, int32_t stage) {
+    if (stage == 0 && hd_share_rows(s, norm_rows, hd_rows(s, op), (int64_t)op->i[0] * op->i[1]) == HD_SHARE) return HD_SHARE;
+    hd_written(s, op->out[0]);
+    return HD_DONE;
+}
+
+static void rotate_rows(hd_step *s, hd_worker *w, const hd_item *item) {
+    (void)w;
+    const hd_op *op = OP(s);
+    const hd_rope *rope = &s->p->ropes[op->i[0]];
+    int32_t heads = op->i[1], stride = op->i[2], offset = op->i[3], halves = op->i[4], half = rope->n_rot / 2;
+    for (int32_t r = item->r0; r < item->r1; r++)
+        for (int32_t h = 0; h < heads; h++)
+            s->p->kernels->rope(hd_row(s, op->in[0], r) + offset + (size_t)h * stride, rope->cosine + (size_t)r * half,
+                                rope->sine + (size_t)r * half, rope->n_rot, halves);
+}
+
+/* Rotate i1 heads of in0, i2 floats apart, from i3 on, by rope i0; i4: NeoX order. In place. */
+int hd_op_rope(hd_step *s, const hd_op *op, int32_t stage) {
+    if (stage == 0 && hd_share_rows(s, rotate_rows, s->n, (int64_t)op->i[1] * s->p->ropes[op->i[0]].n_rot * 2) == HD_SHARE)
+        return HD_SHARE;
+    hd_written(s, op->in[0]);
+    return HD_DONE;
+}
+
+static void add_rows(hd_step *s, hd_worker *w, const hd_item *item) {
+    (void)w;
+    const hd_op *op = OP(s);
+    for (int32_t r = item->r0; r < item->r1; r++)
+        s->p->kernels->add(hd_row(s, op->out[0], r), hd_row(s, op->in[0], r), hd_row(s, op->in[1], r),
+                           s->p->buffers[op->out[0]].width);
+}
+
+int hd_op_add(hd_step *s, const hd_op *op, int32_t stage) {
+    if (stage == 0 && hd_share_rows(s, add_rows, hd_rows(s, op), s->p->buffers[op->out[0]].width) == HD_SHARE) return HD_SHARE;
+    hd_written(s, op->out[0]);
+    return HD_DONE;
+}
+
+void hd_activate(const hd_kernels *k, int32_t kind, float limit, float alpha, float *out, const float *gate, const float *up,
+                 int64_t n) {
+    switch (kind) {
+    case HD_SILU:
+        k->silu_mul(out, gate, up, n);
+        return;
+    case HD_SWIGLU_OAI:
+        /* gpt-oss: x * sigmoid(alpha x) * (y + 1), x <= limit, |y| <= limit (openai/gpt-oss, torch/model.py) */
+        for (int64_t j = 0; j < n; j++) {
+            float x = gate[j] < limit ? gate[j] : limit;
+            float y = up[j] < -limit ? -limit : up[j] > limit ? limit : up[j];
+            out[j] = x / (1.0f + expf(-alpha * x)) * (y + 1.0f);
+        }
+        return;
+    case HD_SWIGLU_LIMIT:
+        /* Step 3.5: min(silu(gate), limit) * clamp(up, +-limit) */
+        for (int64_t j = 0; j < n; j++) {
+            float x = gate[j] / (1.0f + expf(-gate[j]));
+            float y = up[j] < -limit ? -limit : up[j] > limit ? limit : up[j];
+            out[j] = (x < limit ? x : limit) * y;
+        }
+        return;
+    case HD_SIGMOID_GATE:
+        for (int64_t j = 0; j < n; j++) out[j] = up[j] / (1.0f + expf(-gate[j]));
+        return;
+    case HD_SIGMOID:
+        for (int64_t j = 0; j < n; j++) out[j] = 1.0f / (1.0f + expf(-gate[j]));
+        return;
+    case HD_SILU_ONLY:
+        for (int64_t j = 0; j < n; j++) out[j] = gate[j] / (1.0f + expf(-gate[j]));
+        return;
+    default:
+        /* tanh form of GELU, times up (Hendrycks and Gimpel 2016) */
+        for (int64_t j = 0; j < n; j++) {
+            float x = gate[j];
+            out[j] = 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x))) * up[j];
+        }
+    }
+}
+
+static void activate_rows(hd_step *s, hd_worker *w, const hd_item *item) {
+    (void)w;
+    const hd_op *op = OP(s);
+    int32_t pieces = op->i[1], width = op->i[2];
+    for (int32_t r = item->r0; r < item->r1; r++)
+        for (int32_t k = 0; k < pieces; k++) {
+            const float *gate = hd_row(s, op->in[0], r) + op->i[3] + (size_t)k * op->i[4];
+            const float *up = op->in[1] < 0 ? gate : hd_row(s, op->in[1], r) + op->i[5] + (size_t)k * op->i[6];
+            hd_activate(s->p->kernels, op->i[0], op->f[0], op->f[1], hd_row(s, op->out[0], r) + (size_t)k * width, gate, up,
+                        width);
+        }
+}
+
+/* out0 = activation i0 of in0, times in1; i1 pieces of i2 floats: of in0 from i3 on, i4 apart, of in1 from i5, i6 apart. */
+int hd_op_activate(hd_step *s, const hd_op *op, int32_t stage) {
+    if (stage == 0 && hd_share_rows(s, activate_rows, hd_rows(s, op), 8 * (int64_t)op->i[1] * op->i[2]) == HD_SHARE)
+        return HD_SHARE;
+    hd_written(s, op->out[0]);
+    return HD_DONE;
+}
+
+static void scale_rows(hd_step *s, hd_worker *w, const hd_item *item) {
+    (void)w;
+    const hd_op *op = OP(s);
+    int32_t width = s->p->buffers[op->out[0]].width;
+    for (int32_t r = item->r0; r < item->r1; r++) {
+        const float *x = hd_row(s, op->in[0], r);
+        float *out = hd_row(s, op->out[0], r);
+        float by = op->f[0] * (op->in[1] < 0 ? 1.0f : hd_row(s, op->in[1], r)[0]);
+        for (int32_t j = 0; j < width; j++) out[j] = x[j] * by;
+    }
+}
+
+/* out0 = f0 * in0, times the single float of in1 where there is one. */
+int hd_op_scale(hd_step *s, const hd_op *op, int32_t stage) {
+    if (stage == 0 && hd_share_rows(s, scale_rows, hd_rows(s, op), s->p->buffers[op->out[0]].width) == HD_SHARE)
+        return HD_SHARE;
+    hd_written(s, op->out[0]);
+    return HD_DONE;
+}
+
+/* out0 = the rows of in0 that want logits. */
+int hd_op_select(hd_step *s, const hd_op *op, int32_t stage) {
+    (void)stage;
+    for (int32_t k = 0; k < s->n_selected; k++)
+        memcpy(hd_row(s, op->out[0], k), hd_row(s, op->in[0], s->selected[k]),
+               sizeof(float) * (size_t)s->p->buffers[op->out[0]].width);
+    hd_written(s, op->out[0]);
+    return HD_DONE;
+}
+
+static void copy_rows(hd_step *s, hd_worker *w, const hd_item *item) {
+    (void)w;
+    const hd_op *op = OP(s);
+    for (int32_t r = item->r0; r < item->r1; r++)
+        for (int32_t k = 0; k < op->i[0]; k++)
+            memcpy(hd_row(s, op->out[0], r) + op->i[4] + (size_t)k * op->i[5],
+                   hd_row(s, op->in[0], r) + op->i[2] + (size_t)k * op->i[3], sizeof(float) * (size_t)op->i[1]);
+}
+
+/* i0 pieces of i1 floats: from in0 at i2, i3 apart, to out0 at i4, i5 apart. */
+int hd_op_copy(hd_step *s, const hd_op *op, int32_t stage) {
+    if (stage == 0 && hd_share_rows(s, copy_rows, hd_rows(s, op), (int64_t)op->i[0] * op->i[1]) == HD_SHARE) return HD_SHARE;
+    hd_written(s, op->out[0]);
+    return HD_DONE;
+}

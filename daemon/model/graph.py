@@ -1,0 +1,501 @@
+"""The vocabulary in which an architecture is written: tensors by name, operations as calls, values as results.
+
+Owns the translation into a program of cyext: numbers for tensors, buffers reused once a value is dead, and the
+lookahead that it adds by itself before each layer's experts. Knows no architecture.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hearthd.cyext import program as cy
+from hearthd.daemon.model.gguf import ModelError
+
+SILU, SWIGLU_OAI, SWIGLU_LIMIT, GELU, SIGMOID_GATE, SIGMOID, SILU_ONLY = range(7)
+SOFTMAX, SIGMOID_GATING, SOFTMAX_CHOSEN = range(3)
+
+F32 = 0
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A matrix, or one per expert: number in the program, [experts] x rows x cols."""
+
+    number: int
+    name: str
+    rows: int
+    cols: int
+    experts: int = 0
+
+
+class Tensors:
+    """Names tensors and checks them. A mismatch raises ModelError with tensor, shape found and shape expected."""
+
+    def __init__(self, model: Any, table: Any, program: cy.Program) -> None:
+        self._model = model
+        self._table = table
+        self._program = program
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._model.tensors
+
+    def _fail(self, name: str, reason: str) -> ModelError:
+        return ModelError(self._model.paths[0], reason, tensor=name)
+
+    def _shape(self, name: str, expected: tuple[int, ...]) -> Any:
+        tensor = self._model.tensors.get(name)
+        if tensor is None:
+            raise self._fail(name, "the tensor is missing")
+        found = tuple(tensor.shape)
+        padded = found + (1,) * (len(expected) - len(found))
+        if padded != expected:
+            raise self._fail(name, f"shape {list(found)} found, {list(expected)} expected (columns first)")
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape in GGUF order (columns first); raises when absent."""
+        tensor = self._model.tensors.get(name)
+        if tensor is None:
+            raise self._fail(name, "the tensor is missing")
+        return tuple(tensor.shape)
+
+    def matrix(self, name: str, rows: int, cols: int, *, depth: int = 1) -> Weight:
+        """A dense matrix; depth > 1: that many of them stacked, as rows * depth."""
+        expected = (cols, rows, depth) if depth > 1 else (cols, rows)
+        t = self._shape(name, expected)
+        span = self._table.dense(name)
+        number = self._program.weight(t.type, rows * depth, cols, t.row_bytes, [span])
+        return Weight(number, name, rows * depth, cols)
+
+    def vector(self, name: str, n: int) -> Weight:
+        t = self._shape(name, (n,))
+        if t.type != F32:
+            raise self._fail(name, f"type {t.type} found, F32 expected for a vector")
+        return Weight(self._program.weight(t.type, 1, n, t.row_bytes, [self._table.dense(name)]), name, 1, n)
+
+    def optional_vector(self, name: str, n: int) -> Weight | None:
+        return self.vector(name, n) if name in self else None
+
+    def rows_view(self, name: str, whole: int, cols: int, first: int, rows: int) -> Weight:
+        """Rows [first, first + rows) of a dense matrix of `whole` rows."""
+        t = self._shape(name, (cols, whole))
+        number = self._program.weight(t.type, rows, cols, t.row_bytes, [self._table.dense(name)], first * t.row_bytes)
+        return Weight(number, name, rows, cols)
+
+    def table(self, name: str, rows: int, cols: int) -> Weight:
+        """A small F32 matrix that is read row by row (a bias for each expert)."""
+        t = self._shape(name, (cols, rows))
+        if t.type != F32:
+            raise self._fail(name, f"type {t.type} found, F32 expected for a table")
+        return Weight(
+            self._program.weight(t.type, rows, cols, t.row_bytes, [self._table.dense(name)]), name, rows, cols
+        )
+
+    def experts(
+        self, name: str, experts: int, rows: int, cols: int, *, first: int = 0, whole: int | None = None
+    ) -> Weight:
+        """One matrix per expert, merged in `name` or split in one tensor each; first, whole: a view of some rows."""
+        whole = rows if whole is None else whole
+        spans = self._table.experts(name)
+        if len(spans) != experts:
+            raise self._fail(name, f"{len(spans)} experts found, {experts} expected")
+        if name in self:
+            t = self._shape(name, (cols, whole, experts))
+        else:
+            stem, kind = name.split("_exps.", maxsplit=1)[0], name.rsplit(".", 1)[1]
+            types = set()
+            for e in range(experts):
+                t = self._shape(f"{stem}.{e}.{kind}", (cols, whole))
+                types.add(t.type)
+            if len(types) != 1:
+                raise self._fail(name, f"split experts of several types {sorted(types)}")
+        number = self._program.weight(t.type, rows, cols, t.row_bytes, spans, first * t.row_bytes)
+        return Weight(number, name, rows, cols, experts)
+
+    def gate_up(self, layer: int, experts: int, rows: int, cols: int) -> tuple[Weight, Weight]:
+        """Gate and up of a layer's experts, which some files keep as one tensor, gate first."""
+        merged = f"blk.{layer}.ffn_gate_up_exps.weight"
+        if merged in self:
+            return (
+                self.experts(merged, experts, rows, cols, first=0, whole=2 * rows),
+                self.experts(merged, experts, rows, cols, first=rows, whole=2 * rows),
+            )
+        return (
+            self.experts(f"blk.{layer}.ffn_gate_exps.weight", experts, rows, cols),
+            self.experts(f"blk.{layer}.ffn_up_exps.weight", experts, rows, cols),
+        )
+
+
+@dataclass(eq=False)
+class Value:
+    """Rows of `width` floats that an operation makes. `selected`: only the rows that want logits."""
+
+    width: int
+    selected: bool = False
+    buffer: int = -1
+    made_by: _Call | None = None
+
+
+@dataclass(eq=False)
+class _Call:
+    kind: str
+    layer: int
+    ins: list[Value | None]
+    outs: list[Value]
+    weights: list[Weight | None] = field(default_factory=list)
+    ints: list[int] = field(default_factory=list)
+    floats: list[float] = field(default_factory=list)
+    changes: list[Value] = field(default_factory=list)  # values changed in place
+    selected: bool = False
+
+
+@dataclass(frozen=True)
+class Route:
+    chosen: Value
+    weights: Value
+    used: int
+    call: _Call
+
+
+class Graph:
+    """Operations in the order in which an architecture calls them. `finish()` makes the program of them."""
+
+    def __init__(self, program: cy.Program) -> None:
+        self._program = program
+        self._calls: list[_Call] = []
+        self._layer = 0
+
+    def layer(self, number: int) -> None:
+        """What follows belongs to this layer."""
+        self._layer = number
+
+    def _call(self, kind: str, ins: Sequence[Value | None], outs: Sequence[Value], **rest: Any) -> _Call:
+        call = _Call(kind, self._layer, list(ins), list(outs), **rest)
+        call.selected = any(v.selected for v in ins if v is not None) or (kind == "select")
+        for out in outs:
+            if out.made_by is None:
+                out.made_by = call
+        self._calls.append(call)
+        return call
+
+    def _new(self, width: int, like: Value | None = None) -> Value:
+        return Value(width, selected=like.selected if like else False)
+
+    # --- operations --------------------------------------------------------------------------------------------------
+
+    def embed(self, table: Weight, scale: float = 1.0) -> Value:
+        out = Value(table.cols)
+        self._call("embed", [], [out], weights=[table], floats=[scale])
+        return out
+
+    def rms_norm(self, x: Value, weight: Weight | None, eps: float) -> Value:
+        out = self._new(x.width, x)
+        self._call("norm", [x], [out], weights=[weight], ints=[1, x.width, x.width, 0, 0], floats=[eps])
+        return out
+
+    def norm_heads(
+        self,
+        x: Value,
+        weight: Weight | None,
+        eps: float,
+        heads: int,
+        width: int,
+        *,
+        stride: int | None = None,
+        offset: int = 0,
+        l2: bool = False,
+    ) -> Value:
+        """Norm each head of x by itself, in place."""
+        stride = width if stride is None else stride
+        self._call(
+            "norm", [x], [x], weights=[weight], ints=[heads, width, stride, offset, int(l2)], floats=[eps], changes=[x]
+        )
+        return x
+
+    def matmul(self, x: Value, *matrices: Weight, bias: Sequence[Weight | None] = ()) -> Any:
+        """Products with up to four matrices that read the same rows: one value, or a tuple of them."""
+        outs = []
+        for m in matrices:
+            if m.cols != x.width:
+                raise ValueError(f"{m.name}: {m.cols} columns for rows of {x.width}")
+            outs.append(self._new(m.rows, x))
+        weights: list[Weight | None] = [*matrices, *[None] * (4 - len(matrices)), *bias]
+        self._call("matmul", [x], outs, weights=weights, ints=[0, 0, 0, 0])
+        return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def heads_matmul(
+        self,
+        x: Value,
+        weight: Weight,
+        heads: int,
+        rows: int,
+        cols: int,
+        *,
+        in_stride: int | None = None,
+        in_offset: int = 0,
+        out: Value | None = None,
+        out_stride: int | None = None,
+        out_offset: int = 0,
+    ) -> Value:
+        """For each head its own matrix: weight holds heads x rows x cols."""
+        out_stride = rows if out_stride is None else out_stride
+        fresh = out is None
+        if out is None:
+            out = self._new(heads * out_stride, x)
+        self._call(
+            "heads_matmul",
+            [x],
+            [out],
+            weights=[weight],
+            changes=[] if fresh else [out],
+            ints=[heads, rows, cols if in_stride is None else in_stride, in_offset, out_stride, out_offset, cols],
+        )
+        return out
+
+    def rope(
+        self,
+        width: int,
+        base: float,
+        *,
+        factors: np.ndarray | None = None,
+        yarn: dict[str, float] | None = None,
+        scale: float = 1.0,
+    ) -> int:
+        """Angles of a rotary embedding over `width` elements (Su et al., arXiv 2104.09864): base ** (-2 j / width),
+        divided by `factors` where given, times `scale`; yarn (Peng et al., arXiv 2309.00071): factor, original,
+        beta_fast, beta_slow, magnitude, extrapolation. Number of the rope."""
+        j = np.arange(0, width, 2, dtype=np.float64)
+        inverse = base ** (-j / width)
+        if factors is not None:
+            inverse = inverse / factors
+        inverse = inverse * scale
+        magnitude = 1.0
+        if yarn is not None:
+            inverse, magnitude = _yarn(inverse, width, base, yarn)
+        return self._program.rope(inverse, magnitude)
+
+    def rotate(self, x: Value, rope: int, heads: int, stride: int, *, offset: int = 0, neox: bool = True) -> Value:
+        """Rotate each head of x in place; stride: floats from head to head."""
+        self._call("rope", [x], [x], ints=[rope, heads, stride, offset, int(neox)], changes=[x])
+        return x
+
+    def cache(self, heads: int, width: int) -> int:
+        """What this layer keeps of each token: heads x width halves. Number of the stream."""
+        return self._program.stream(heads, width)
+
+    def store(
+        self, stream: int, x: Value, heads: int, width: int, *, offset: int = 0, stride: int | None = None, at: int = 0
+    ) -> None:
+        self._call("store", [x], [], ints=[stream, heads, width, offset, width if stride is None else stride, at])
+
+    def attention(
+        self,
+        q: Value,
+        keys: int,
+        values: int,
+        *,
+        heads: int,
+        kv_heads: int,
+        dk: int,
+        dv: int,
+        scale: float,
+        window: int = 0,
+        sinks: Weight | None = None,
+        softcap: float = 0.0,
+        q_stride: int | None = None,
+        q_offset: int = 0,
+    ) -> Value:
+        """Causal attention of q on what the streams hold; window 0: all of it."""
+        out = Value(heads * dv)
+        self._call(
+            "attend",
+            [q],
+            [out],
+            weights=[sinks],
+            floats=[scale, softcap],
+            ints=[heads, kv_heads, dk, dv, window, keys, values, dk if q_stride is None else q_stride, q_offset],
+        )
+        return out
+
+    def add(self, a: Value, b: Value) -> Value:
+        out = self._new(a.width, a)
+        self._call("add", [a, b], [out])
+        return out
+
+    def scale(self, x: Value, by: float = 1.0, per_row: Value | None = None) -> Value:
+        out = self._new(x.width, x)
+        self._call("scale", [x, per_row], [out], floats=[by])
+        return out
+
+    def activate(
+        self,
+        kind: int,
+        gate: Value,
+        up: Value | None = None,
+        *,
+        limit: float = 0.0,
+        alpha: float = 0.0,
+        pieces: int = 1,
+        width: int | None = None,
+        gate_at: tuple[int, int] | None = None,
+        up_at: tuple[int, int] | None = None,
+    ) -> Value:
+        """activation(gate) * up, in pieces; gate_at, up_at: offset and stride of the pieces."""
+        width = gate.width if width is None else width
+        out = self._new(pieces * width, gate)
+        g0, gs = gate_at or (0, width)
+        u0, us = up_at or (0, width)
+        self._call("activate", [gate, up], [out], ints=[kind, pieces, width, g0, gs, u0, us], floats=[limit, alpha])
+        return out
+
+    def copy(self, x: Value, out: Value, pieces: int, width: int, at: tuple[int, int], to: tuple[int, int]) -> Value:
+        """Pieces of x (offset, stride) into places of out."""
+        self._call("copy", [x], [out], ints=[pieces, width, *at, *to], changes=[out])
+        return out
+
+    def new(self, width: int, like: Value) -> Value:
+        """Rows to be filled by copy or heads_matmul."""
+        return self._new(width, like)
+
+    def route(
+        self,
+        logits: Value,
+        used: int,
+        *,
+        gating: int = SOFTMAX,
+        normalise: bool = True,
+        scale: float = 1.0,
+        bias: Weight | None = None,
+        groups: int = 0,
+        groups_used: int = 0,
+    ) -> Route:
+        chosen, weights = Value(used), Value(used)
+        call = self._call(
+            "route",
+            [logits],
+            [chosen, weights],
+            weights=[bias],
+            ints=[used, gating, groups, groups_used, int(normalise)],
+            floats=[scale],
+        )
+        return Route(chosen, weights, used, call)
+
+    def experts(
+        self,
+        x: Value,
+        route: Route,
+        gate: Weight | None,
+        up: Weight,
+        down: Weight,
+        *,
+        activation: int = SILU,
+        limit: float = 0.0,
+        alpha: float = 0.0,
+        bias: tuple[Weight | None, Weight | None, Weight | None] = (None, None, None),
+    ) -> Value:
+        out = Value(down.rows)
+        self._call(
+            "experts",
+            [x, route.chosen, route.weights],
+            [out],
+            weights=[gate, up, down, *bias],
+            ints=[route.used, activation],
+            floats=[limit, alpha],
+        )
+        return out
+
+    def select(self, x: Value) -> Value:
+        out = Value(x.width, selected=True)
+        self._call("select", [x], [out])
+        return out
+
+    def logits(self, x: Value, output: Weight) -> None:
+        self._call("matmul", [x], [], weights=[output], ints=[0, 0, 0, 1])
+
+    # --- the program -------------------------------------------------------------------------------------------------
+
+    def _add_lookahead(self) -> None:
+        """Before each layer's experts: the next layer's router on this layer's state (norm, matmul, route)."""
+        routes = [c for c in self._calls if c.kind == "route"]
+        experts = {c.ins[1]: c for c in self._calls if c.kind == "experts"}
+        for here, after in itertools.pairwise(routes):
+            pattern, now = _router(after), _router(here)
+            use = experts.get(after.outs[0])
+            place = experts.get(here.outs[0])
+            if pattern is None or now is None or use is None or place is None:
+                continue
+            norm, matmul = pattern
+            state = now[0].ins[0]
+            assert state is not None
+            normed, logits = Value(state.width), Value(after.ins[0].width)  # type: ignore[union-attr]
+            call = _Call(
+                "lookahead",
+                here.layer,
+                [state],
+                [normed, logits],
+                weights=[norm.weights[0], matmul.weights[0], after.weights[0], *use.weights[:3]],
+                ints=[*after.ints, after.layer],
+                floats=[after.floats[0], norm.floats[0]],
+            )
+            self._calls.insert(self._calls.index(place), call)
+
+    def finish(self) -> None:
+        """Give every value a buffer that no living value has, and append the operations to the program."""
+        self._add_lookahead()
+        last: dict[Value, int] = {}
+        for at, call in enumerate(self._calls):
+            for value in [*call.ins, *call.outs]:
+                if value is not None:
+                    last[value] = at
+        free: dict[int, list[int]] = {}
+        for at, call in enumerate(self._calls):
+            for out in call.outs:
+                if out.buffer < 0:
+                    pool = free.get(out.width, [])
+                    out.buffer = pool.pop() if pool else self._program.buffer(out.width)
+            floats = [f if math.isfinite(f) else 0.0 for f in call.floats]
+            self._program.op(
+                call.kind,
+                call.layer,
+                ins=[-1 if v is None else v.buffer for v in call.ins],
+                outs=[v.buffer for v in call.outs],
+                weights=[-1 if w is None else w.number for w in call.weights],
+                ints=call.ints,
+                floats=floats,
+                selected=call.selected and call.kind != "select",
+            )
+            for value in {v for v in [*call.ins, *call.outs] if v is not None}:
+                if last[value] == at:
+                    free.setdefault(value.width, []).append(value.buffer)
+
+
+def _router(route: _Call) -> tuple[_Call, _Call] | None:
+    """The norm and the matmul that made a route's logits."""
+    matmul = route.ins[0].made_by if route.ins[0] else None
+    if matmul is None or matmul.kind != "matmul" or len(matmul.outs) != 1 or matmul.weights[4:]:
+        return None
+    norm = matmul.ins[0].made_by if matmul.ins[0] else None
+    if norm is None or norm.kind != "norm" or norm.changes:
+        return None
+    return norm, matmul
+
+
+def _yarn(inverse: np.ndarray, width: int, base: float, yarn: dict[str, float]) -> tuple[np.ndarray, float]:
+    """Angles blended between interpolation and extrapolation by wavelength, and the scale of cosine and sine."""
+    factor, original = yarn["factor"], yarn["original"]
+
+    def dimension(rotations: float) -> float:
+        return width * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(dimension(yarn.get("beta_fast", 32.0))), 0)
+    high = min(math.ceil(dimension(yarn.get("beta_slow", 1.0))), width - 1)
+    j = np.arange(width // 2, dtype=np.float64)
+    ramp = 1.0 - np.clip((j - low) / max(high - low, 0.001), 0.0, 1.0)
+    extrapolate = ramp * yarn.get("extrapolation", 1.0)
+    blended = inverse / factor * (1 - extrapolate) + inverse * extrapolate
+    return blended, yarn.get("magnitude", 1.0)

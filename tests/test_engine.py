@@ -1,0 +1,179 @@
+"""The engine against exact logits, for every tensor type and instruction set, and against itself."""
+
+import json
+
+import numpy as np
+import pytest
+from hearthd.cyext import kernels
+from hearthd.cyext.mapping import Mapping
+from hearthd.cyext.populate_queue import PopulateQueue
+from hearthd.cyext.spans import Spans
+from hearthd.daemon.model.engine import ContextFull, Engine, Interrupted, StepFailed
+from hearthd.daemon.model.gguf import open_model
+from hearthd.daemon.model.spans import SpanTable
+
+
+class Opened:
+    """A model opened with everything that a step needs."""
+
+    def __init__(self, path, *, threads=2, isa=None, deferred=False, **rest):
+        self.model = open_model(path)
+        self.table = SpanTable.build(self.model)
+        self.mapping = Mapping(self.model.paths)
+        t = self.table
+        self.spans = Spans(self.mapping, t.file, t.offset, t.nbytes, t.layer)
+        self.queue = PopulateQueue(self.spans, workers=2) if deferred else None
+        self.engine = Engine(self.model, t, self.spans, self.queue, teams=[[-1] * threads], isa=isa, **rest)
+
+    def __enter__(self):
+        return self.engine
+
+    def __exit__(self, *exception):
+        self.engine.close()
+        if self.queue is not None:
+            self.queue.close()
+
+
+def logits_of(engine, tokens, chunk=None):
+    session = engine.new_session()
+    chunk = chunk or len(tokens)
+    parts = [engine.step([(session, tokens[i : i + chunk], "all")])[0] for i in range(0, len(tokens), chunk)]
+    return np.concatenate(parts), session
+
+
+def greedy(engine, session, logits, n):
+    out = []
+    for _ in range(n):
+        token = int(logits.argmax())
+        out.append(token)
+        (step,) = engine.step([(session, np.array([token], np.int32), "last")])
+        logits = step[0]
+    return out
+
+
+def nmse(found, exact):
+    return float(np.median(((found - exact) ** 2).sum(1) / (exact**2).sum(1)))
+
+
+@pytest.fixture(scope="module")
+def tiny(models_dir):
+    folder = models_dir / "tiny"
+    facts = json.loads((folder / "reference.json").read_text())
+    return folder, facts, np.load(folder / "reference.npz")
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+def test_logits_are_as_exact_as_eight_bit_activations_allow(tiny, isa):
+    folder, facts, exact = tiny
+    tokens = np.array(facts["tokens"], np.int32)
+    for name, fact in facts["models"].items():
+        limit = max(1.5 * fact["llamacpp_median_position_nmse"], 1e-5)
+        with Opened(folder / f"{name}.gguf", isa=isa) as engine:
+            for chunk in (None, 7, 1):
+                logits, session = logits_of(engine, tokens, chunk)
+                assert nmse(logits, exact[name]) <= limit, (name, chunk)
+            # Types of so few bits have near ties among random weights; the others must say the same tokens.
+            if fact["greedy_same"] == 16 and "iq" not in name:
+                assert greedy(engine, session, logits[-1], 16) == exact[f"{name}/greedy"].tolist(), name
+
+
+def test_the_trained_model_continues_its_prompts(models_dir):
+    folder = models_dir / "tinystories"
+    facts = json.loads((folder / "reference.json").read_text())
+    with Opened(folder / "tinystories-moe-F16.gguf") as engine:
+        for prompt in facts["prompts"]:
+            expected = prompt["f32"]["greedy"]
+            logits, session = logits_of(engine, np.array(prompt["tokens"], np.int32))
+            assert greedy(engine, session, logits[-1], len(expected)) == expected
+            session.close()
+
+
+@pytest.mark.parametrize(("threads", "deferred"), [(1, False), (3, False), (2, True)])
+def test_results_do_not_depend_on_threads_or_residency(tiny, threads, deferred):
+    folder, facts, _ = tiny
+    tokens = np.array(facts["tokens"], np.int32)
+    for name in ("moe-mix-q4_k_m", "moe-mix-mxfp4_moe"):
+        with Opened(folder / f"{name}.gguf") as engine:
+            expected = [logits_of(engine, tokens, chunk)[0] for chunk in (None, 1)]
+        with Opened(folder / f"{name}.gguf", threads=threads, deferred=deferred) as engine:
+            for chunk, logits in zip((None, 1), expected, strict=True):
+                assert np.array_equal(logits_of(engine, tokens, chunk)[0], logits)
+
+
+def test_sessions_in_one_step_do_not_mix(tiny):
+    folder, facts, _ = tiny
+    tokens = np.array(facts["tokens"], np.int32)
+    with Opened(folder / "moe-f16.gguf") as engine:
+        alone = [logits_of(engine, part)[0] for part in (tokens[:20], tokens[20:])]
+        sessions = [engine.new_session(), engine.new_session()]
+        together = engine.step([(sessions[0], tokens[:20], "all"), (sessions[1], tokens[20:], "all")])
+        for found, expected in zip(together, alone, strict=True):
+            assert nmse(found, expected) < 1e-10
+
+
+def test_a_truncated_session_goes_on_as_if_nothing_had_been(tiny):
+    folder, facts, _ = tiny
+    tokens = np.array(facts["tokens"], np.int32)
+    with Opened(folder / "moe-f16.gguf") as engine:
+        expected, _ = logits_of(engine, tokens)
+        _, session = logits_of(engine, tokens[::-1].copy())
+        session.truncate(0)
+        again = engine.step([(session, tokens, "all")])[0]
+        assert np.array_equal(again, expected)
+
+
+def test_a_full_context_leaves_the_session_as_it_was(tiny):
+    folder, facts, _ = tiny
+    tokens = np.array(facts["tokens"], np.int32)
+    with Opened(folder / "moe-f16.gguf", context=64, sequences=1) as engine:
+        session = engine.new_session()
+        engine.step([(session, tokens, "none")])
+        with pytest.raises(ContextFull):
+            engine.step([(session, tokens, "none")])
+        assert session.length == len(tokens)
+        with pytest.raises(ContextFull):
+            engine.step([(engine.new_session(), tokens, "none")])
+        session.close()
+        assert engine.step([(engine.new_session(), tokens, "last")])[0].shape == (1, engine.hyper.n_vocab)
+
+
+def test_interrupt_ends_a_step(tiny):
+    folder, facts, _ = tiny
+    tokens = np.array(facts["tokens"], np.int32)
+    with Opened(folder / "moe-f16.gguf") as engine:
+        session = engine.new_session()
+        engine.interrupt()
+        with pytest.raises(Interrupted):
+            engine.step([(session, tokens, "last")])
+        engine.interrupt(False)
+        assert session.length == 0
+        assert engine.step([(session, tokens, "last")])[0] is not None
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_file_that_shrinks_fails_the_step_and_nothing_else(tiny, tmp_path, deferred):
+    folder, facts, _ = tiny
+    tokens = np.array(facts["tokens"], np.int32)
+    copy = tmp_path / "model.gguf"
+    copy.write_bytes((folder / "moe-f16.gguf").read_bytes())
+    with Opened(copy, deferred=deferred) as engine:
+        whole = copy.stat().st_size
+        with open(copy, "r+b") as file:
+            file.truncate(whole // 2)
+        with pytest.raises(StepFailed, match=r"could not be read"):
+            engine.step([(engine.new_session(), tokens, "last")])
+        copy.write_bytes((folder / "moe-f16.gguf").read_bytes())
+        if not deferred:
+            assert engine.step([(engine.new_session(), tokens, "last")])[0] is not None
+
+
+def test_what_was_used_is_counted(tiny):
+    folder, facts, _ = tiny
+    tokens = np.array(facts["tokens"], np.int32)
+    with Opened(folder / "moe-f16.gguf") as engine:
+        logits_of(engine, tokens)
+        h = engine.hyper
+        assert engine.expert_counts.sum(axis=1).tolist() == [len(tokens) * h.n_expert_used] * h.n_layer
+        steps, used, there = engine.expert_touched[0]
+        assert steps == 1
+        assert 0 < used <= there == h.n_expert
