@@ -78,7 +78,7 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
         memset(sum, 0, n * 128);
         for (int64_t k0 = 0; k0 < p->k; k0 += HD_CHUNK) {
             const int32_t kc = p->k - k0 < HD_CHUNK ? (int32_t)(p->k - k0) : HD_CHUNK;
-            kind->unpack(panel, w + (size_t)(k0 / type->block) * (size_t)type->bytes, p->row_bytes, kc);
+            kind->unpack(panel, w + (size_t)(k0 / type->block) * (size_t)type->bytes, p->row_bytes, kc, p->type);
             for (int32_t t = 0, width; t < p->n; t += width) {
                 width = group_width(p->n - t);
                 const int64_t sub = t * (p->k / kind->sub) + k0 / kind->sub * width;

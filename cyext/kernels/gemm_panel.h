@@ -13,14 +13,15 @@
 #define HD_CHUNK 512   /* columns in a chunk: its panel stays in the first-level cache */
 #define HD_PANEL_BYTES (HD_CHUNK * 32 + 2 * (HD_CHUNK / 16) * 128)
 
-/* Unpack kc columns (whole blocks) of 32 rows that lie row_bytes apart. */
-typedef void hd_panel_unpack(uint8_t *panel, const uint8_t *w, size_t row_bytes, int32_t kc);
+/* Unpack kc columns (whole blocks) of 32 rows of a type that lie row_bytes apart. */
+typedef void hd_panel_unpack(uint8_t *panel, const uint8_t *w, size_t row_bytes, int32_t kc, int32_t type);
 
 typedef struct hd_panel_kind {
     hd_panel_unpack *unpack;
     int16_t sub;      /* columns under one scale: 32 or 16 */
     int16_t offset;   /* subtracted from every byte */
     int16_t mins;     /* whether min is used */
+    int16_t top;      /* no byte is larger; 255: AVX2 has them signed */
 } hd_panel_kind;
 
 /* What a group of n tokens brings to the multiply, for the columns of a chunk: x[t] the bytes of token t; and for each

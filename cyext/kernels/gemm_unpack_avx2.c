@@ -1,0 +1,2 @@
+/* Panels unpacked with AVX2; see gemm_unpack_wide.h. */
+#include "gemm_unpack_wide.h"
