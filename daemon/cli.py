@@ -1,4 +1,4 @@
-"""The command `hearthd`: flags to settings, errors to exit codes. Everything slow is imported after the flags are read."""
+"""The command `hearthd`: flags to settings, errors to exit codes. What is slow is imported after the flags are read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags; only those that were given end up in the namespace."""
     made = argparse.ArgumentParser(
         prog="hearthd",
-        description="Serve a mixture-of-experts model from a GGUF file: ready within a second, warming while it answers.",
+        description="Serve a mixture-of-experts model from a GGUF file: ready at once, warming while it answers.",
         epilog="Settings come from flags, then HEARTHD_* in the environment, then the file of --config, then defaults.",
         argument_default=argparse.SUPPRESS,
     )
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     add("--name", help="of the sockets in the runtime directory (default: default)")
     add("--keys", metavar="DIR", help="CURVE keys for TCP endpoints (hearthctl keys DIR makes them)")
     add("--experts", choices=["defer", "eager"], help="leave experts where they are until needed (default), or not")
-    add("--warm", choices=["auto", "background", "before-ready", "off"], help="when to populate experts (default: auto)")
+    add("--warm", choices=["auto", "background", "before-ready", "off"], help="when to populate experts (auto)")
     add("--memory-budget", metavar="auto|SIZE|PERCENT", help="of model pages kept mapped (default: auto)")
     add("--threads", type=int, metavar="N", help="compute threads (default: physical cores)")
     add("--context", type=int, metavar="N", help="tokens of one session (default: 4096)")

@@ -1,4 +1,4 @@
-"""Clients of a daemon for Python: `Client` blocks and needs pyzmq only, `AsyncClient` is for trio. No policy, no printing.
+"""Clients of a daemon for Python: `Client` blocks and needs pyzmq only, `AsyncClient` is for trio. They print nothing.
 
 For people who write their own:
 
@@ -74,6 +74,10 @@ def _socket(context: zmq.Context[Any], endpoint: str, keys: str) -> zmq.Socket[b
     return raw
 
 
+def _connected(raw: zmq.Socket[bytes]) -> bool:
+    return bool(int(raw.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
+
+
 def _frames(request: protocol.Request) -> list[bytes]:
     return [b"", protocol.encode(request)]
 
@@ -103,7 +107,7 @@ class _Requests:
         raise TypeError("use Client or AsyncClient")
 
     def status(self) -> Any:
-        """`protocol.StatusData`: model, options in effect, state, warnings, the last numbers, the telemetry endpoint."""
+        """`protocol.StatusData`: model, options in effect, state, warnings, last numbers, telemetry endpoint."""
         return self._call(protocol.Status(), lambda data: msgspec.convert(data, protocol.StatusData))
 
     def tokenize(self, text: str, *, special: bool = True, bos: bool | None = None) -> Any:
@@ -357,7 +361,7 @@ class AsyncClient(_Requests):
 
         while True:
             await trio.sleep(SLICE)
-            if self._waiting and not self._socket.raw.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+            if self._waiting and not _connected(self._socket.raw):
                 for channel in self._waiting.values():
                     channel.close()
 
@@ -427,7 +431,7 @@ class AsyncClient(_Requests):
 
 @asynccontextmanager
 async def connect(
-    endpoint: str = "", *, keys: str = "", timeout: float = CONNECT_SECONDS
+    endpoint: str = "", *, keys: str = "", patience: float = CONNECT_SECONDS
 ) -> AsyncIterator[AsyncClient]:
     """An AsyncClient for the body. Raises Unreachable."""
     import trio
@@ -439,10 +443,10 @@ async def connect(
     try:
         raw = _socket(context, endpoint, keys or os.environ.get("HEARTHD_KEYS", ""))
         async with pumping(raw) as socket, trio.open_nursery() as nursery:
-            with trio.move_on_after(timeout):
-                while not raw.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+            with trio.move_on_after(patience):
+                while not _connected(raw):  # noqa: ASYNC110: libzmq has no event for it
                     await trio.sleep(0.01)
-            if not raw.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+            if not _connected(raw):
                 raise Unreachable(f"no daemon answers at {endpoint}")
             client = AsyncClient(endpoint, socket)
             nursery.start_soon(client.pump)

@@ -84,9 +84,8 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _convert(settings: Mapping[str, Any], source: str, *, strict: bool) -> dict[str, Any]:
     checked: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key == "memory_budget" and isinstance(value, int):
-            value = str(value)
+    for key, given in settings.items():
+        value = str(given) if key == "memory_budget" and isinstance(given, int) else given
         try:
             checked[key] = msgspec.convert(value, FIELDS[key].type, strict=strict)
         except msgspec.ValidationError as error:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 MESSAGE_LIMIT = 64 << 20  # bytes; libzmq closes the connection of who sends more
 CONCURRENT = 64  # operations in progress that are not generations
 
-KNOWN = {kind.__struct_config__.tag: kind for kind in protocol.AnyRequest.__args__}  # type: ignore[attr-defined]
+KNOWN = {kind.__struct_config__.tag: kind for kind in protocol.AnyRequest.__args__}
 
 
 class Refused(Exception):
@@ -66,7 +66,7 @@ def explain(body: bytes) -> protocol.Error:
         return protocol.Error(code="bad-json", message=f"not a JSON message: {error}")
     if not isinstance(found, dict):
         return protocol.Error(code="bad-json", message=f"expected a JSON object, got {type(found).__name__}")
-    id = found.get("id") if isinstance(found.get("id"), str) else ""
+    id = given if isinstance(given := found.get("id"), str) else ""
     op = found.get("op")
     if not isinstance(op, str) or op not in KNOWN:
         named = f"{op!r:.80}" if op is not None else "none"
@@ -85,7 +85,9 @@ def explain(body: bytes) -> protocol.Error:
 class Control:
     """The ROUTER and who is on it."""
 
-    def __init__(self, context: zmq.Context[Any], binding: Binding, secure: Callable[[zmq.Socket[bytes]], None]) -> None:
+    def __init__(
+        self, context: zmq.Context[Any], binding: Binding, secure: Callable[[zmq.Socket[bytes]], None]
+    ) -> None:
         self._raw = make(
             context,
             zmq.ROUTER,
@@ -181,7 +183,7 @@ class Control:
     async def flushed(self, seconds: float) -> None:
         """Until every reply is with libzmq, or so long."""
         with trio.move_on_after(seconds):
-            while not self.outbox.empty:
+            while not self.outbox.empty:  # noqa: ASYNC110: a few turns at the very end
                 await trio.sleep(0.01)
 
 

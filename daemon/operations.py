@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ class Operations:
         config: Config,
         scheduler: Scheduler,
         telemetry: Telemetry,
+        *,
         stop: Callable[[str], None],
         status: Callable[[], protocol.StatusData],
     ) -> None:

@@ -116,13 +116,14 @@ class Keys:
             peer, version, request = frames[0], frames[2], frames[3]
             known = frames[7] == b"CURVE" and len(frames) > 8 and frames[8] in self._clients
             if not known:
-                log.warning("refused a client from %s: its key is not among the clients", frames[5].decode(errors="replace"))
+                where = frames[5].decode(errors="replace")
+                log.warning("refused a client from %s: its key is not among the clients'", where)
             code, text = (b"200", b"OK") if known else (b"400", b"unknown key")
             socket.send_nowait([peer, b"", version, request, code, text, b"", b""])
 
 
 def secure_client(raw: zmq.Socket[bytes], endpoint: str, keys: str) -> None:
-    """Before connect. `keys` names a client's .key_secret; the server's `server.key` lies beside it. Raises KeyTrouble."""
+    """Before connect. `keys` names a client's .key_secret, beside which `server.key` lies. Raises KeyTrouble."""
     if not endpoints.is_tcp(endpoint):
         return
     if not keys:

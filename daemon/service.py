@@ -1,7 +1,7 @@
 """The daemon's life in one nursery: open, serve ∥ warm ∥ publish, drain. Owns start, order and end; computes nothing.
 
-READY is said as soon as the model is mapped and the sockets are bound. What is slow (tokenizer, engine, warming) goes on
-afterwards, and requests wait for what they need.
+READY is said as soon as the model is mapped and the sockets are bound. What is slow (tokenizer, engine, warming)
+goes on afterwards, and requests wait for what they need.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Service:
                 self._telemetry = Telemetry(context, bindings[1], keys.secure, hearth, self._scheduler)
                 self._endpoints = (control_endpoint, telemetry_endpoint)
                 self._operations = Operations(
-                    hearth, config, self._scheduler, self._telemetry, self.stop, self.status_data
+                    hearth, config, self._scheduler, self._telemetry, stop=self.stop, status=self.status_data
                 )
                 self._control.on_gone(self._operations.client_gone)
                 async with trio.open_nursery() as nursery:
@@ -148,9 +148,9 @@ class Service:
         moved = trio.current_time()
         while True:
             now = trio.current_time()
-            if not self._scheduler.running or (mark := self._progress()) != last:
-                moved = now
-                last = self._progress() if self._scheduler.running else None
+            mark = self._progress() if self._scheduler.running else None
+            if mark is None or mark != last:
+                moved, last = now, mark
             if now - moved < seconds:
                 self._notifier.alive()
             else:

@@ -1,4 +1,4 @@
-"""The telemetry socket: stats at 4 Hz, residency at 1 Hz, events as they happen. Measures for nobody when nobody listens.
+"""The telemetry socket: stats at 4 Hz, residency at 1 Hz, events as they happen. Measures only while someone listens.
 
 Numbers come from those who measured them: scheduler, residency, engine and the kernel's books on this process.
 """

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import trio
-
 from hearthd.daemon import protocol
 from hearthd.daemon.config import Config
 
@@ -114,10 +113,10 @@ class Tokenizer:
 
 class Choice:
     logprob = -0.5
-    alternatives: list[tuple[int, float]] = []
 
     def __init__(self, token: int) -> None:
         self.token = token
+        self.alternatives: list[tuple[int, float]] = []
 
 
 class Sampler:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import trio
 import zmq
-
 from hearthd.daemon import client, config, protocol, service
 
 from . import fake_hearth
@@ -49,6 +48,12 @@ async def collect(hearth: client.AsyncClient, request: protocol.Generate) -> tup
     return tokens, done
 
 
+async def until_requests(hearth: client.AsyncClient, some: bool) -> None:
+    """Until the daemon has some request in progress, or none."""
+    while bool((await hearth.status()).stats.requests) != some:  # noqa: ASYNC110: another process's state
+        await trio.sleep(0.005)
+
+
 async def test_every_operation_answers(tmp_path: Path) -> None:
     async with serving(tmp_path) as (endpoint, _, _), client.connect(endpoint) as hearth:
         status = await hearth.status()
@@ -60,7 +65,7 @@ async def test_every_operation_answers(tmp_path: Path) -> None:
         assert tokens == done.tokens == [100, 101, 102, 103]
         assert (done.text, done.reason) == ("defg", "length")
         assert done.timings.prompt_tokens == 3 and done.timings.generated == 4
-        assert 0 < done.timings.ttft_seconds
+        assert done.timings.ttft_seconds > 0
         _, done = await collect(hearth, protocol.Chat(messages=[{"role": "user", "content": "12"}], max_tokens=2))
         assert done.text == "34"
         data, body = await hearth.score([10, 11, 13], logits=True)
@@ -100,7 +105,7 @@ async def test_generation_ends_where_it_should(tmp_path: Path) -> None:
         assert done.reason == "context" and done.timings.generated == 11
         _, done = await collect(hearth, protocol.Generate(prompt="abc", max_tokens=0))
         assert (done.reason, done.tokens) == ("length", [])
-        with pytest.raises(client.RequestError, match="41 tokens.* 40") as refused:
+        with pytest.raises(client.RequestError, match=r"41 tokens.* 40") as refused:
             await collect(hearth, protocol.Generate(tokens=[1] * 41))
         assert refused.value.code == "too-long"
         with pytest.raises(client.RequestError, match="256") as refused:
@@ -177,11 +182,9 @@ async def test_a_client_that_vanishes_is_noticed(tmp_path: Path, stream: bool) -
         socket.connect(endpoint)
         request = {"op": "generate", "tokens": [20], "max_tokens": 100000, "ignore_eos": True, "stream": stream}
         socket.send(json.dumps(request).encode())
-        while not (await hearth.status()).stats.requests:
-            await trio.sleep(0.005)
+        await until_requests(hearth, True)
         context.destroy(linger=0)
-        while (await hearth.status()).stats.requests:
-            await trio.sleep(0.005)
+        await until_requests(hearth, False)
         assert fake.engine.open_sessions == 0
         assert (await hearth.status()).events[-1].code == "client-gone"
 
@@ -198,12 +201,10 @@ async def test_a_reader_that_sleeps_is_dropped_and_nobody_else_notices(tmp_path:
         request = {"op": "generate", "tokens": [20], "max_tokens": 1000000, "ignore_eos": True, "stream": True}
         socket.send(json.dumps(request).encode())
         async with client.connect(endpoint) as hearth:
-            while not (await hearth.status()).stats.requests:
-                await trio.sleep(0.005)
+            await until_requests(hearth, True)
             _, done = await collect(hearth, protocol.Generate(tokens=[20], max_tokens=20))
             assert len(done.tokens) == 20
-            while (await hearth.status()).stats.requests:
-                await trio.sleep(0.02)
+            await until_requests(hearth, False)
 
         def read_to_the_end() -> dict[str, Any]:
             while True:
@@ -233,7 +234,7 @@ async def test_requests_wait_for_the_engine(tmp_path: Path) -> None:
 
 
 async def test_telemetry_and_late_subscribers(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (endpoint, _, served):
+    async with serving(tmp_path) as (endpoint, _, _):
 
         def listen() -> set[str]:
             with zmq.Context() as context, context.socket(zmq.SUB) as socket:

@@ -1,0 +1,177 @@
+"""Commands that make the model answer: generate, chat, score, tokenize, detokenize."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from . import Add, CommandError, connect, print_json, text_or_stdin, token_list
+
+SAMPLING = (
+    ("--temperature", float, "0 is greedy (default: 0.8)"),
+    ("--top-k", int, "0 switches it off (default: 40)"),
+    ("--top-p", float, "default: 0.95"),
+    ("--min-p", float, "default: 0.05"),
+    ("--repeat-penalty", float, "default: 1"),
+    ("--repeat-last", int, "tokens that the penalty looks back at (default: 64)"),
+    ("--seed", int, "of the draws"),
+    ("--logprobs", int, "alternatives to report per token"),
+)
+
+
+def register(add: Add) -> None:
+    generate = add("generate", "continue a text or token ids", run_generate, json=True)
+    generate.add_argument("prompt", nargs="?", help="text; - reads standard input")
+    generate.add_argument("--tokens", type=token_list, metavar="IDS", help="token ids instead of text: 1,2,3")
+    _generation(generate)
+    chat = add("chat", "talk through the model's chat template; interactive on a terminal", run_chat, json=True)
+    chat.add_argument("message", nargs="?", help="one message; - reads standard input")
+    chat.add_argument("--system", help="a system message to begin with")
+    _generation(chat)
+    score = add("score", "log-probabilities of given tokens", run_score, json=True)
+    score.add_argument("text", nargs="?", help="text; - reads standard input")
+    score.add_argument("--tokens", type=token_list, metavar="IDS", help="token ids instead of text: 1,2,3")
+    score.add_argument("--logits", metavar="OUT.npy", help="save float32 logits [positions, vocabulary]")
+    tokenize = add("tokenize", "text to token ids", run_tokenize, json=True)
+    tokenize.add_argument("text", nargs="?", help="text; - reads standard input")
+    tokenize.add_argument("--no-special", action="store_true", help="special tokens in the text are ordinary text")
+    tokenize.add_argument("--bos", action=argparse.BooleanOptionalAction, default=None, help="begin with BOS")
+    detokenize = add("detokenize", "token ids to text", run_detokenize, json=True)
+    detokenize.add_argument("tokens", type=token_list, metavar="IDS", help="1,2,3; - reads standard input")
+
+
+def _generation(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-n", "--max-tokens", type=int, default=256, metavar="N", help="default: 256")
+    for flag, kind, text in SAMPLING:
+        command.add_argument(flag, type=kind, default=None, metavar="N", help=text)
+    command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
+    command.add_argument("--ignore-eos", action="store_true", help="an end token is a token like any other")
+
+
+def _sampling(given: argparse.Namespace) -> dict[str, Any]:
+    names = [flag[2:].replace("-", "_") for flag, _, _ in SAMPLING]
+    return {name: value for name in names if (value := getattr(given, name)) is not None}
+
+
+def _play(stream: Any, given: argparse.Namespace) -> Any:
+    """Print a stream as it comes (or collect it for --json); its Done. Ctrl-C ends the request, not only us."""
+    events = []
+    shown = 0
+    try:
+        for event in stream:
+            if given.json:
+                events.append(event)
+            else:
+                sys.stdout.write(event.text)
+                sys.stdout.flush()
+                shown += len(event.text)
+    except KeyboardInterrupt:
+        if not given.json:
+            print(file=sys.stderr)
+        raise
+    done = stream.done
+    if given.json:
+        data: dict[str, Any] = {
+            "tokens": done.tokens,
+            "text": done.text,
+            "reason": done.reason,
+            "timings": done.timings,
+        }
+        if given.logprobs:
+            data["logprobs"] = done.logprobs
+            data["alternatives"] = [event.alternatives for event in events]
+        print_json(data)
+    else:
+        print(done.text[shown:], flush=True)  # what only the end completed
+        if done.reason not in ("stop", "length", "stop-string"):
+            print(f"hearthctl: the answer ended: {done.reason}", file=sys.stderr)
+    return done
+
+
+def _code(done: Any) -> int:
+    return 0 if done.reason in ("stop", "length", "stop-string", "context") else 1
+
+
+def run_generate(given: argparse.Namespace) -> int:
+    prompt = "" if given.tokens is not None else text_or_stdin(given.prompt)
+    with connect(given) as hearth:
+        stream = hearth.generate(
+            prompt,
+            tokens=given.tokens,
+            max_tokens=given.max_tokens,
+            stop=given.stop,
+            ignore_eos=given.ignore_eos,
+            **_sampling(given),
+        )
+        return _code(_play(stream, given))
+
+
+def run_chat(given: argparse.Namespace) -> int:
+    messages: list[dict[str, Any]] = [{"role": "system", "content": given.system}] if given.system else []
+    interactive = given.message is None and sys.stdin.isatty() and not given.json
+    with connect(given) as hearth:
+
+        def answer(text: str) -> Any:
+            messages.append({"role": "user", "content": text})
+            fields = {"stop": given.stop, "ignore_eos": given.ignore_eos, **_sampling(given)}
+            done = _play(hearth.chat(messages, max_tokens=given.max_tokens, **fields), given)
+            messages.append({"role": "assistant", "content": done.text})
+            return done
+
+        if not interactive:
+            text = text_or_stdin(given.message)
+            if not text:
+                raise CommandError("there is no message", 2)
+            return _code(answer(text))
+        print("Ctrl-D ends the conversation, Ctrl-C an answer.", file=sys.stderr)
+        while True:
+            try:
+                text = input("> ")
+            except EOFError:
+                print()
+                return 0
+            if not text.strip():
+                continue
+            try:
+                answer(text)
+            except KeyboardInterrupt:
+                messages.pop()
+
+
+def run_score(given: argparse.Namespace) -> None:
+    import numpy as np
+
+    text = "" if given.tokens is not None else text_or_stdin(given.text)
+    with connect(given) as hearth:
+        data, body = hearth.score(given.tokens, text=text, logits=bool(given.logits))
+    if given.logits:
+        if body is None:
+            raise CommandError("the daemon sent no logits")
+        with open(given.logits, "wb") as file:  # np.save would append .npy to another name
+            np.save(file, np.frombuffer(body, "<f4").reshape(data["shape"]))
+    if given.json:
+        print_json(data)
+        return
+    for token, logprob in zip(data["tokens"], data["logprobs"], strict=True):
+        print(f"{token}\t{'-' if logprob is None else f'{logprob:.4f}'}")
+    if data["perplexity"] is not None:
+        print(f"perplexity {data['perplexity']:.3f} over {len(data['tokens']) - 1} tokens", file=sys.stderr)
+
+
+def run_tokenize(given: argparse.Namespace) -> None:
+    with connect(given) as hearth:
+        tokens = hearth.tokenize(text_or_stdin(given.text), special=not given.no_special, bos=given.bos)
+    if given.json:
+        print_json({"tokens": tokens, "count": len(tokens)})
+    else:
+        print(",".join(map(str, tokens)))
+
+
+def run_detokenize(given: argparse.Namespace) -> None:
+    with connect(given) as hearth:
+        text = hearth.detokenize(given.tokens)
+    if given.json:
+        print_json({"text": text})
+    else:
+        print(text)

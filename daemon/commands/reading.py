@@ -1,0 +1,98 @@
+"""Commands that read the daemon's state: status, residency, experts. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from . import Add, connect, print_json, size, table
+
+
+def register(add: Add) -> None:
+    add("status", "what the daemon serves, how, and what it is doing", run_status, json=True)
+    residency = add("residency", "what of the model lies where, as the kernel counts it", run_residency, json=True)
+    residency.add_argument("--by", choices=["role", "layer", "node", "tensor"], default="role")
+    experts = add("experts", "how often each expert was used, and how much of it is resident", run_experts, json=True)
+    experts.add_argument("--layer", type=int, help="of one layer, expert by expert")
+
+
+def run_status(given: argparse.Namespace) -> None:
+    with connect(given) as hearth:
+        status = hearth.status()
+    if given.json:
+        print_json(status)
+        return
+    model, stats = status.model, status.stats
+    lines = [
+        ("state", stats.state + (f" {stats.warm_percent:.0f} %" if stats.state == "warming" else "")),
+        ("model", f"{model.name or model.path} ({model.architecture}, {size(model.bytes)})"),
+        ("shape", f"{model.layers} layers, {model.experts} experts of which {model.experts_used} used, "
+                  f"vocabulary {model.vocabulary}, context {model.context}"),
+        ("control", status.control),
+        ("telemetry", status.telemetry),
+        ("process", f"{status.pid}, up {status.uptime:.0f} s, ready after {status.ready_seconds:.2f} s, "
+                    f"hearthd {status.version}"),
+        ("kernels", status.isa or "not ready yet"),
+        ("options", ", ".join(f"{name} {_brief(value)}" for name, value in status.options.items())),
+        ("start", status.start_line),
+        ("private", size(stats.private_bytes)),
+        ("tokens", f"{stats.prompt_tokens} read, {stats.generated_tokens} generated"),
+    ]  # fmt: skip
+    for name, text in lines:
+        if text:
+            print(f"{name:<10} {text}")
+    for warning in status.warnings:
+        print(f"{'warning':<10} {warning.code}: {warning.message}")
+    for row in stats.requests:
+        print(f"{'request':<10} {row.id} {row.op} {row.phase}: {row.prompt_done}/{row.prompt_tokens} read, "
+              f"{row.generated}/{row.max_tokens} generated, {row.rate:.1f}/s")  # fmt: skip
+    for event in status.events[-3:]:
+        print(f"{'event':<10} {event.code}: {event.message}")
+
+
+def _brief(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value > 99999 else str(value)
+
+
+STATES = ("mapped", "cached", "deferred", "unknown", "locked")
+
+
+def run_residency(given: argparse.Namespace) -> None:
+    with connect(given) as hearth:
+        data = hearth.residency(given.by)
+    if given.json:
+        print_json(data)
+        return
+    rows = data.get("rows", [])
+    names = [name for name in (rows[0] if rows else {}) if name not in (*STATES, "total", "evicted_recently")]
+    print(
+        table(
+            [*names, "total", *STATES],
+            [[*(row[name] for name in names), size(row["total"]), *(size(row.get(state, 0)) for state in STATES)]
+             for row in rows],
+        )
+    )  # fmt: skip
+    if reason := data.get("unknown_reason"):
+        print(f"unknown: {reason}")
+
+
+def run_experts(given: argparse.Namespace) -> None:
+    with connect(given) as hearth:
+        data = hearth.experts(given.layer)
+    if given.json:
+        print_json(data)
+        return
+    rows = []
+    for layer in data["layers"]:
+        counts = layer["counts"]
+        if given.layer is not None:
+            resident = layer.get("resident", "").ljust(len(counts))
+            rows += [[layer["layer"], at, count, resident[at]] for at, count in enumerate(counts)]
+        else:
+            total = sum(counts)
+            busiest = f"{100 * max(counts) / total:.0f} %" if total else "-"
+            rows.append([layer["layer"], total, sum(count > 0 for count in counts), busiest, layer.get("resident", "")])
+    if given.layer is not None:
+        print(table(["layer", "expert", "used", "resident"], rows))
+    else:
+        print(table(["layer", "routed", "experts used", "busiest", "resident (tenths, # whole, ? unknown)"], rows))
