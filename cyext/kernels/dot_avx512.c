@@ -26,22 +26,34 @@ INLINE __m512i halves(int64_t low, int64_t high) { return _mm512_setr_epi64(low,
 INLINE __m512i quarters(int64_t a, int64_t b) { return _mm512_setr_epi64(a, a, b, b, a, a, b, b); }
 INLINE __m512 join(__m256 low, __m256 high) { return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1); }
 INLINE __m512 half_all(const uint8_t *p) { return _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(hd_u16(p)))); }
+INLINE __m512i words(short a, short b, short c, short d, short e, short f, short g, short h) {
+    return _mm512_castsi128_si512(_mm_setr_epi16(a, b, c, d, e, f, g, h));
+}
 INLINE head32 offset_times(__m256 scale, float offset) {
     return (head32){join(scale, _mm256_mul_ps(scale, _mm256_set1_ps(offset)))};
 }
 
 /* --- scales for 32 weights --- */
 
-/* Halves that begin the blocks of `bytes`, m of them. */
-INLINE __m256 block_halves(const uint8_t *b, int bytes, int m) {
-    uint16_t v[8] = {0};
-    if (m == 8)
-        for (int i = 0; i < 8; i++) v[i] = hd_u16(b + i * bytes);
-    else
+/* The first words of the m blocks of `bytes`. Whole pieces pick them out of vectors (inserting them one by one costs as
+ * much as the products); the short last one must not read so far. */
+INLINE __m128i first_words(const uint8_t *b, int bytes, int m) {
+    if (m < 8) {
+        uint16_t v[8] = {0};
         for (int i = 0; i < m; i++) v[i] = hd_u16(b + i * bytes);
-    return _mm256_cvtph_ps(_mm_setr_epi16((short)v[0], (short)v[1], (short)v[2], (short)v[3], (short)v[4], (short)v[5],
-                                          (short)v[6], (short)v[7]));
+        return _mm_loadu_si128((const __m128i *)(const void *)v);
+    }
+    if (bytes == 34) {
+        __m512i low = _mm512_permutex2var_epi16(_mm512_loadu_si512(b), words(0, 17, 34, 51, 0, 0, 0, 0),
+                                                _mm512_loadu_si512(b + 64));
+        __m512i high = _mm512_permutex2var_epi16(_mm512_loadu_si512(b + 128), words(0, 0, 0, 0, 4, 21, 38, 55),
+                                                 _mm512_loadu_si512(b + 192));
+        return _mm_blend_epi16(_mm512_castsi512_si128(low), _mm512_castsi512_si128(high), 0xf0);
+    }
+    __m512i index = bytes == 18 ? words(0, 9, 18, 27, 36, 45, 54, 63) : words(0, 8, 17, 25, 34, 42, 51, 59);
+    return _mm512_castsi512_si128(_mm512_permutex2var_epi16(_mm512_loadu_si512(b), index, _mm512_loadu_si512(b + 64)));
 }
+INLINE __m256 block_halves(const uint8_t *b, int bytes, int m) { return _mm256_cvtph_ps(first_words(b, bytes, m)); }
 /* Two blocks of 16 bytes, each of which holds 16 low and then 16 high nibbles. */
 INLINE __m512i nibbles_of_two(const uint8_t *first, const uint8_t *second) {
     __m512i v = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)first));
@@ -65,12 +77,9 @@ INLINE head32 head_iq4_nl(const uint8_t *b, int m) { return offset_times(block_h
 INLINE __m512i weights_iq4_nl(const uint8_t *b, int i) { return look_up(hd_values_iq4, 128, weights_q4_0(b, i)); }
 
 INLINE head32 head_mxfp4(const uint8_t *b, int m) {
-    uint8_t e[8] = {0};
-    if (m == 8)
-        for (int i = 0; i < 8; i++) e[i] = b[i * 17];
-    else
-        for (int i = 0; i < m; i++) e[i] = b[i * 17];
-    __m256i v = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)e));
+    __m128i first = first_words(b, 17, m); /* odd blocks begin in the upper byte of a word */
+    if (m == 8) first = _mm_srlv_epi16(first, _mm_setr_epi16(0, 8, 0, 8, 0, 8, 0, 8));
+    __m256i v = _mm256_cvtepu16_epi32(_mm_and_si128(first, _mm_set1_epi16(255)));
     __m256i bits = _mm256_slli_epi32(_mm256_sub_epi32(v, _mm256_set1_epi32(1)), 23);
     __mmask8 tiny = _mm256_cmplt_epu32_mask(v, _mm256_set1_epi32(2)); /* subnormal floats */
     bits = _mm256_mask_sllv_epi32(bits, tiny, _mm256_set1_epi32(0x00200000), v);
@@ -81,19 +90,31 @@ INLINE __m512i weights_mxfp4(const uint8_t *b, int i) {
     return look_up(hd_values_e2m1, 12, nibbles_of_two(b + 34 * i + 1, b + 34 * i + 18));
 }
 
+/* Eight scales times d, then eight minima times dmin, of Q4_K and Q5_K. */
+INLINE __m512 head_k4(const uint8_t *b) {
+    /* Words of the block: d and dmin, then a, c, e with the low six bits of four scales, of four minima, and the rest. */
+    __m128i v = _mm_loadu_si128((const __m128i *)(const void *)b);
+    __m128i six = _mm_srlv_epi32(_mm_shuffle_epi32(v, 0xa5), _mm_setr_epi32(0, 2, 0, 2));
+    __m128i four = _mm_srlv_epi32(_mm_shuffle_epi32(v, 0xff), _mm_setr_epi32(0, 0, 0, 4));
+    six = _mm_and_si128(six, _mm_setr_epi32(0x3f3f3f3f, 0x30303030, 0x3f3f3f3f, 0x30303030));
+    six = _mm_ternarylogic_epi32(six, four, _mm_setr_epi32(0, 0x0f0f0f0f, 0, 0x0f0f0f0f), 0xf8);
+    __m512 d = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
+                                     _mm512_castps128_ps512(_mm_cvtph_ps(v)));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(six)), d);
+}
+/* High nibbles stay where they are, 16 times too large; the scales of the odd blocks make it good, exactly. */
 INLINE head32 head_q4_k(const uint8_t *b, int m) {
     (void)m;
-    uint32_t a = hd_u32(b + 4), c = hd_u32(b + 8), e = hd_u32(b + 12);
-    uint64_t scales = (a & 0x3f3f3f3fu) | (uint64_t)((e & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u)) << 32;
-    uint64_t mins = (c & 0x3f3f3f3fu) | (uint64_t)((e >> 4 & 0x0f0f0f0fu) | (c >> 2 & 0x30303030u)) << 32;
-    __m512 v = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x((long long)mins, (long long)scales)));
-    __m512 d = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128((int)hd_u32(b))));
-    return (head32){_mm512_mul_ps(v, _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), d))};
+    const float s = 0.0625f;
+    return (head32){_mm512_mul_ps(head_k4(b), _mm512_setr_ps(1, s, 1, s, 1, s, 1, s, 1, 1, 1, 1, 1, 1, 1, 1))};
 }
 INLINE __m512i weights_q4_k(const uint8_t *b, int i) {
-    return _mm512_and_si512(_mm512_srlv_epi64(load32_twice(b + 16 + 32 * i), halves(0, 4)), _mm512_set1_epi8(15));
+    return _mm512_and_si512(load32_twice(b + 16 + 32 * i), halves(0x0f0f0f0f0f0f0f0f, (int64_t)0xf0f0f0f0f0f0f0f0));
 }
-INLINE head32 head_q5_k(const uint8_t *b, int m) { return head_q4_k(b, m); }
+INLINE head32 head_q5_k(const uint8_t *b, int m) {
+    (void)m;
+    return (head32){head_k4(b)};
+}
 INLINE __m512i weights_q5_k(const uint8_t *b, int i) {
     /* Bits 2i and 2i + 1 come to place 4; what a rotation brings in from the next byte is masked out. */
     __m512i high = _mm512_rolv_epi64(load32_twice(b + 16), halves((4 - 2 * i) & 63, (3 - 2 * i) & 63));
@@ -158,7 +179,7 @@ INLINE float total(__m512 v) {
 }
 /* Lines that the row's stream will need; far enough ahead for memory, and it crosses pages where hardware stops. */
 #ifndef AHEAD
-#define AHEAD 1536
+#define AHEAD 4096
 #endif
 INLINE void prefetch(const uint8_t *p, int bytes) {
     for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T0);
@@ -184,7 +205,7 @@ INLINE void prefetch(const uint8_t *p, int bytes) {
             off[t] = _mm512_add_ps(off[t], s);                                                                  \
             _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) if (2 * i < (m)) {                              \
                 __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[i], _mm512_loadu_si512(x + j + 64 * i)); \
-                acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(LANES32(i), s), acc[t]); \
+                acc[t][i & 1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(LANES32(i), s), acc[t][i & 1]); \
             }                                                                                                   \
         }                                                                                                       \
     } while (0)
@@ -203,7 +224,7 @@ INLINE void prefetch(const uint8_t *p, int bytes) {
             __m512 s = _mm512_mul_ps(h.scale, d);                                                               \
             _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) {                                               \
                 __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[i], _mm512_loadu_si512(x + j + 64 * i)); \
-                acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(LANES16(i), s), acc[t]); \
+                acc[t][i & 1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(LANES16(i), s), acc[t][i & 1]); \
             }                                                                                                   \
         }                                                                                                       \
     } while (0)
@@ -216,15 +237,16 @@ INLINE void prefetch(const uint8_t *p, int bytes) {
         for (int t = 0; t < N; t++) xs[t] = p->x[t0 + t];                                                       \
         for (int64_t r = r0; r < r1; r++) {                                                                     \
             const uint8_t *b = p->w + (size_t)r * p->row_bytes;                                                 \
-            __m512 acc[4], off[4];                                                                              \
-            for (int t = 0; t < N; t++) acc[t] = off[t] = _mm512_setzero_ps();                                  \
+            __m512 acc[4][2], off[4];                                                                           \
+            for (int t = 0; t < N; t++) acc[t][0] = acc[t][1] = off[t] = _mm512_setzero_ps();                       \
             int64_t j = 0;                                                                                      \
             for (; j + 256 <= k; j += 256, b += (bytes)) {                                                      \
                 prefetch(b, bytes);                                                                             \
                 STEP;                                                                                           \
             }                                                                                                   \
             TAIL;                                                                                               \
-            for (int t = 0; t < N; t++) p->out[t0 + t][r] = total(acc[t]) - OFF(off[t]);                        \
+            for (int t = 0; t < N; t++) \
+                p->out[t0 + t][r] = total(_mm512_add_ps(acc[t][0], acc[t][1])) - OFF(off[t]);                  \
         }                                                                                                       \
     }                                                                                                           \
     static void dot_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n) {                \
