@@ -14,7 +14,7 @@ import pytest
 from fake_daemon import BIRTH, GIB, FakeDaemon, Scenario, feed
 from hearthd.daemon.protocol import ResidencyNow
 from hearthd.tui import marks, units
-from hearthd.tui.app import HearthTop
+from hearthd.tui.app import HearthTop, main
 from hearthd.tui.collector import Collector, Curve, History
 from hearthd.tui.link import Link
 from textual.pilot import Pilot
@@ -225,6 +225,29 @@ def test_garbage_on_the_telemetry_is_an_event_not_an_end(scenario: Scenario) -> 
             await task
 
     asyncio.run(run())
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_of_a_running_daemon_needs_no_terminal(scenario: Scenario, tmp_path: Path) -> None:
+    picture = tmp_path / "screen.svg"
+    with FakeDaemon(scenario, start=20, pace=0.05):
+        arguments = ["--control", scenario.control, "--picture", str(picture), "--size", "90x30", "--seconds", "0.5"]
+        assert main(arguments) == 0
+    assert scenario.name.split()[0] in picture.read_text(encoding="utf-8")
+
+
+def test_exit_codes(scenario: Scenario, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nobody = ["--control", scenario.control]
+    assert main([*nobody, "--picture", str(tmp_path / "x.svg"), "--seconds", "0.1"]) == 69
+    assert scenario.control in capsys.readouterr().err
+    assert main(nobody) == 2 and "terminal" in capsys.readouterr().err
+    assert main(["--control", "tcp://localhost:5555"]) == 78
+    for wrong in (["--size", "big"], ["--control", "http://x"]):
+        with pytest.raises(SystemExit) as ended:
+            main(wrong)
+        assert ended.value.code == 2
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------

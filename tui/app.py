@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import zmq
 from hearthd.daemon import protocol
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     except endpoints.EndpointError as error:
         parser.error(str(error))
 
-    def secure(socket: zmq.Socket[bytes], where: str) -> None:
+    def secure(socket: zmq.Socket[Any], where: str) -> None:
         client.security.secure_client(socket, where, options.keys)
 
     try:

@@ -20,15 +20,16 @@ _TAIL = 6
 _MOST_LAYERS_PER_LINE = 8
 
 
-def resident(mark: str) -> float | None:
-    """Share that one character of ResidencyNow.experts stands for; None is unknown."""
-    if mark == "#":
-        return 1.0
-    return int(mark) / 10 if mark.isdigit() else None
+# Share that one character of ResidencyNow.experts stands for; none for any other, as `?`.
+_RESIDENT = {"#": 1.0} | {str(tenths): tenths / 10 for tenths in range(10)}
 
 
 class ExpertPanel(Panel):
     TITLE = "Experts"
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id)
+        self._kept: tuple[tuple[object, ...], tuple[int, list[tuple[str, Text]]]] | None = None
 
     def title(self, snapshot: Snapshot) -> str:
         rows = _rows(snapshot)
@@ -53,27 +54,38 @@ class ExpertPanel(Panel):
         rows = _rows(snapshot)
         if not rows:
             return [marks.span("no expert measured yet", marks.DIM)]
+        running = snapshot.stats.layer if snapshot.stats is not None and snapshot.link == "up" else -1
+        # The map comes once a second and the screen is drawn four times: the costly part is kept.
+        key = (snapshot.residency, width, height)
+        if self._kept is None or any(a is not b and a != b for a, b in zip(self._kept[0], key, strict=True)):
+            self._kept = (key, self._map(rows, height))
+        layers, lines = self._kept[1]
+        here = running // layers
+        return [
+            marks.span("▸" if index == here else " ", marks.MAPPED)
+            .append(f"{name:>{_LABEL - 2}} ", marks.TEXT if index == here else marks.DIM)
+            .append_text(line)
+            for index, (name, line) in enumerate(lines)
+        ]
+
+    def _map(self, rows: Sequence[str], height: int) -> tuple[int, list[tuple[str, Text]]]:
+        """Layers a line; names and marks of the lines."""
         layers, columns, wide = _scale(rows, self._cells(), height)
         across = _most(rows)
         edges = [column * across // columns for column in range(columns + 1)]
-        running = snapshot.stats.layer if snapshot.stats is not None and snapshot.link == "up" else -1
         lines = []
         for first in range(0, len(rows), layers):
             group = rows[first : first + layers]
             last = first + len(group) - 1
-            here = first <= running <= last
             name = f"{first}-{last}" if last > first else str(first)
-            line = marks.span("▸" if here else " ", marks.MAPPED)
-            line.append(f"{name:>{_LABEL - 2}} ", marks.TEXT if here else marks.DIM)
-            for begin, end in pairwise(edges):
-                cell = [resident(c) for row in group for c in row[begin:end]]
-                mark, style = marks.shade(_mean(cell))
-                line.append(mark * wide, style)
-            known = [value for row in group for value in map(resident, row) if value is not None]
+            shares = [[_RESIDENT.get(mark) for mark in row] for row in group]
+            means = (_mean([share for row in shares for share in row[begin:end]]) for begin, end in pairwise(edges))
+            line = marks.runs((mark * wide, style) for mark, style in map(marks.shade, means))
+            known = [share for row in shares for share in row if share is not None]
             percent = units.share(sum(known), len(known)) if known else "?"
             line.append(f"{percent:>{_TAIL}}", marks.TEXT if known else marks.UNKNOWN)
-            lines.append(line)
-        return lines
+            lines.append((name, line))
+        return layers, lines
 
     def _cells(self) -> int:
         return max(4, self.scrollable_content_region.width - _LABEL - _TAIL)

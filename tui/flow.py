@@ -13,7 +13,7 @@ from rich.text import Text
 CLASSES = ("demand", "routed", "lookahead", "cursor", "sweep")
 _LABEL = 10
 _VALUE = 12
-_TALL = 11  # lines of a Populate panel that shows a bar for each class
+_TALL = 12  # lines of a Populate panel that shows a bar for each class
 
 
 def _history(

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import zmq
@@ -28,7 +29,7 @@ class Link:
         self,
         collector: Collector,
         *,
-        secure: Callable[[zmq.Socket[bytes], str], object] = lambda socket, endpoint: None,
+        secure: Callable[[zmq.Socket[Any], str], object] = lambda socket, endpoint: None,
         clock: Callable[[], float] = time.time,
         ask: float = ASK_SECONDS,
         patience: float = PATIENCE_SECONDS,

@@ -7,7 +7,9 @@ without colour.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from rich.text import Text
 
@@ -43,6 +45,14 @@ _SHADES = (("·", FAINT), ("░", "#6d7480"), ("▒", "#94826c"), ("▓", "#bb90
 def span(text: str, style: str) -> Text:
     """A piece of text in a style that does not spread to what is appended later, as Text's own style would."""
     return Text().append(text, style)
+
+
+def runs(cells: Iterable[tuple[str, str]]) -> Text:
+    """Marks with their styles; neighbours of one style become one piece, as thousands of cells are drawn at a time."""
+    text = Text()
+    for style, same in groupby(cells, key=itemgetter(1)):
+        text.append("".join(mark for mark, _ in same), style)
+    return text
 
 
 def apportion(parts: Sequence[int], cells: int) -> list[int]:
@@ -100,11 +110,9 @@ def plot(columns: Sequence[float | None], rows: int, top: float, style: str) -> 
             heights.append(min(8 * rows, max(2, round(value / top * 8 * rows))))
     lines = []
     for row in range(rows - 1, -1, -1):
-        text = Text()
-        for height in heights:
-            level = 0 if height is None else max(0, min(8, height - 8 * row))
-            text.append(_EIGHTHS[level], FAINT if height == 1 else style)
-        lines.append(text)
+        levels = [0 if height is None else max(0, min(8, height - 8 * row)) for height in heights]
+        cells = zip(levels, heights, strict=True)
+        lines.append(runs((_EIGHTHS[level], FAINT if height == 1 else style) for level, height in cells))
     return lines
 
 

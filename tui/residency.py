@@ -31,7 +31,8 @@ class ResidencyPanel(Panel):
         if now is None or not now.rows:
             if snapshot.link == "connecting":
                 return [marks.span("start one with hearthd MODEL, or name another with --control", marks.DIM)]
-            return [marks.span("nothing measured yet", marks.DIM)]
+            reason = now.unknown_reason if now is not None else ""
+            return [marks.span(reason or "nothing measured yet", marks.DIM)]
         nodes = sorted({row.node for row in now.rows})
         if self.short and len(nodes) > 1:
             lines = [_pair(node, now.rows, width) for node in nodes]
