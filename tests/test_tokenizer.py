@@ -1,10 +1,10 @@
 """Tokenizers against their makers' ids, round trips of any text, and what a reader sees while tokens stream."""
 
 import dataclasses
-from functools import lru_cache
 
 import numpy as np
 import pytest
+from hearthd.cyext import bpe, gguf_header
 from hearthd.daemon.model import merges
 from hearthd.daemon.model.pretokenizers import KNOWN
 from hearthd.daemon.model.tokenizer import Tokenizer, TokenizerError
@@ -14,13 +14,6 @@ from hypothesis import strategies as st
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 # Lone surrogates are no text; the tokenizer replaces them.
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=80)
-
-
-@lru_cache
-def metadata_of(path):
-    gguf = pytest.importorskip("gguf")
-    reader = gguf.GGUFReader(path)
-    return {name: part.contents() for name, part in reader.fields.items() if name.startswith("tokenizer.")}
 
 
 def byte_level(pre="gpt-2", merged=(), special=(), **more):
@@ -69,7 +62,7 @@ def test_published_ids(models_dir, name):
     path = models_dir / "vocab" / f"ggml-vocab-{name}.gguf"
     if not path.exists():
         pytest.skip(f"no {path}")
-    tokenizer = Tokenizer.from_metadata(metadata_of(path))
+    tokenizer = Tokenizer.from_metadata(gguf_header.parse(path).metadata)
     inputs, outputs = (path.with_name(path.name + end) for end in (".inp", ".out"))
     # newline="" keeps the carriage returns that some texts hold.
     with inputs.open(encoding="utf-8", newline="") as file:
@@ -119,7 +112,9 @@ def test_agrees_with_the_tokenizers_package(pre):
     merged = ["h e", "he l", "Ġ t", "l o", "Ġt he", "1 2", "Ċ Ċ", "e r", "' s"]
     tokenizer = byte_level(pre, merged)
     model = package.models.BPE(
-        tokenizer.ids, [tuple(pair.split()) for pair in merged], ignore_merges=KNOWN[pre].ignore_merges
+        {tokenizer.text(token): token for token in range(tokenizer.n_vocab)},
+        [tuple(pair.split()) for pair in merged],
+        ignore_merges=KNOWN[pre].ignore_merges,
     )
     other = package.Tokenizer(model)
     cuts = [
@@ -162,6 +157,38 @@ def test_scan_and_queue_merge_alike(text):
         return costs.get(left + right, merges.NEVER)
 
     assert merges._scan(list(text), cost) == merges._queue(list(text), cost)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), max_size=12), st.text("abcd", max_size=120)
+)
+def test_compact_vocabulary_merges_in_order(joins, text):
+    """The C merge (scan and heap) against the plain one, with merges of merges."""
+    tokens, pairs = list("abcd"), []
+    for left, right in joins:
+        # Grow: the newest token that ends like `left`, so that merges build on merges.
+        first = next(token for token in reversed(tokens) if token.endswith(left))
+        if first + right not in tokens:
+            pairs.append((first, right))
+            tokens.append(first + right)
+    vocabulary = bpe.Vocabulary([token.encode() for token in tokens], [f"{a} {b}".encode() for a, b in pairs])
+    ranks = {pair: rank for rank, pair in reversed(list(enumerate(pairs)))}
+    expected = merges.merge(list(text), lambda left, right: ranks.get((left, right), merges.NEVER))
+    assert [tokens[token] for token in vocabulary.encode([text], False)] == expected
+    assert vocabulary.skipped == 0
+
+
+def test_compact_vocabulary_bounds():
+    vocabulary = bpe.Vocabulary([b"a", b"b", b"a", b"\xff"], [b"a b", b"a", b"", b"a a a", b" "])
+    assert vocabulary.skipped == 5
+    assert (vocabulary.find("a"), vocabulary.find(""), vocabulary.find("no")) == (0, None, None)
+    assert vocabulary.encode(["", "ab", "a" * 9000], True) == [0, 1] + [0] * 9000
+    with pytest.raises(bpe.MissingByte) as caught:
+        vocabulary.encode(["aZ"], False)
+    assert caught.value.byte == ord("Z")
+    assert vocabulary.encode(["aZ"], False, 1) == [0, 1]
+    assert bpe.Vocabulary([], []).find("a") is None
 
 
 def test_long_runs_are_not_quadratic():
@@ -233,7 +260,7 @@ def test_sentence_piece():
     assert spelled(tokenizer, "[INST] hello</s>", bos=False) == ["[INST]", "▁", "▁hello", "</s>"]
     assert spelled(tokenizer, "</s>", special=False, bos=False)[0] != "</s>"
     # In a stream a leading space is part of the answer.
-    assert tokenizer.stream().push(tokenizer.ids["▁hello"]) == " hello"
+    assert tokenizer.stream().push(tokenizer.find("▁hello")) == " hello"
     assert spelled(sentence_piece(LLAMA, add_space_prefix=False), "hello", bos=False) == ["h", "el", "lo"]
 
 
@@ -262,6 +289,9 @@ def test_arrays_are_read_when_first_needed():
 
         def __len__(self):
             return len(self.values)
+
+        def __getitem__(self, at):
+            return self.values[at]
 
         def tolist(self):
             self.read += 1

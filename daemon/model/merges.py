@@ -1,6 +1,7 @@
-"""Merging neighbouring symbols by rank: the inner step of byte-level BPE and of SentencePiece alike.
+"""Merging neighbouring symbols by cost: the inner step of SentencePiece, whose vocabularies are small.
 
-Owns the order of merges (lowest cost first, leftmost among equals) and nothing about vocabularies.
+Owns the order of merges (lowest cost first, leftmost among equals) and nothing about vocabularies. Byte-level BPE has
+the same step in cyext/bpe.c.
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ KNOWN: dict[str, PreTokenizer] = {
     "exaone4": _gpt2,
     "starcoder": PreTokenizer((r"\p{N}", _GPT2)),
     "smollm": PreTokenizer((r"\p{N}", _GPT2)),
+    "refact": PreTokenizer((r"\p{N}", _GPT2)),
     "command-r": PreTokenizer((r"\p{N}", _GPT2)),
     "qwen2": _qwen2,
     "deepseek-r1-qwen": _qwen2,

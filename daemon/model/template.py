@@ -65,7 +65,7 @@ class ChatTemplate:
         source = metadata.get("tokenizer.chat_template")
         warning = None
         if not source:
-            if not {"<|im_start|>", "<|im_end|>"} <= tokenizer.ids.keys():
+            if None in (tokenizer.find("<|im_start|>"), tokenizer.find("<|im_end|>")):
                 raise TemplateError("the model has no chat template (tokenizer.chat_template): use generate, not chat")
             source, warning = CHATML, "the model has no chat template: ChatML is used"
         spelled = {

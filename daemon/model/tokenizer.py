@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from hearthd.cyext.bpe import MissingByte, Vocabulary
+
 from .merges import NEVER, merge
 from .pretokenizers import KNOWN, PreTokenizer
 
@@ -154,7 +156,11 @@ class Tokenizer:
         """A token as the vocabulary spells it. Raises TokenizerError outside the vocabulary."""
         if not 0 <= token < self.n_vocab:
             raise TokenizerError(f"token {token} is outside the vocabulary of {self.n_vocab}")
-        return self.tokens[token]
+        return str(self._tokens[token])
+
+    def find(self, text: str) -> int | None:
+        """The id of a token as the vocabulary spells it, or None."""
+        raise TypeError("made by Tokenizer.from_metadata")
 
     # --- tables, made when first needed
 
@@ -164,30 +170,21 @@ class Tokenizer:
         _ = self.end_of_generation, self.hidden
 
     @cached_property
-    def tokens(self) -> list[str]:
-        return _as_list(self._tokens)
-
-    @cached_property
     def types(self) -> list[int]:
         if self._types is None:
             return [NORMAL] * self.n_vocab
         types = _as_list(self._types)
         # Some converters forget the type of an end token; as a normal token a chat would never end.
         for name in self._end_names:
-            token = self.ids.get(name)
+            token = self.find(name)
             if token is not None and types[token] == NORMAL and name.startswith("<|"):
                 types[token] = CONTROL
         return types
 
     @cached_property
-    def ids(self) -> dict[str, int]:
-        """Token spelling -> id."""
-        return dict(zip(self.tokens, range(self.n_vocab), strict=True))
-
-    @cached_property
     def hidden(self) -> frozenset[int]:
         """Tokens that are no part of an answer's text: control, unknown and unused ones."""
-        shown = {self.ids.get(name) for name in _SHOWN_NAMES}
+        shown = {self.find(name) for name in _SHOWN_NAMES}
         return frozenset(
             token for token, kind in enumerate(self.types) if kind in (CONTROL, UNKNOWN, UNUSED) and token not in shown
         )
@@ -195,7 +192,7 @@ class Tokenizer:
     @cached_property
     def end_of_generation(self) -> frozenset[int]:
         """Tokens that end an answer: those that the metadata names, and the usual ones by name."""
-        named = {name: self.ids[name] for name in self._end_names if name in self.ids}
+        named = {name: token for name in self._end_names if (token := self.find(name)) is not None}
         if self._types is not None:
             named = {name: token for name, token in named.items() if self.types[token] != NORMAL}
         if {"<|return|>", "<|call|>"} <= named.keys() or {"<|calls|>", "<|flush|>"} <= named.keys():
@@ -206,9 +203,9 @@ class Tokenizer:
     @cached_property
     def _special_ids(self) -> dict[str, int]:
         kinds = (CONTROL, USER_DEFINED, UNKNOWN)
-        return {
-            self.tokens[token]: token for token, kind in enumerate(self.types) if kind in kinds and self.tokens[token]
-        }
+        special = {self.text(token): token for token, kind in enumerate(self.types) if kind in kinds}
+        special.pop("", None)
+        return special
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str] | None:
@@ -243,45 +240,20 @@ class ByteLevelBPE(Tokenizer):
         self._merges = metadata.get("tokenizer.ggml.merges")
         if self._merges is None:
             raise TokenizerError("the metadata holds no tokenizer.ggml.merges")
-        self._words: dict[str, tuple[int, ...]] = {}
 
     @cached_property
-    def _ranks(self) -> dict[str, int]:
-        merges = _as_list(self._merges)
-        # Backwards, so that of a pair listed twice the first counts.
-        return dict(zip(reversed(merges), range(len(merges) - 1, -1, -1), strict=True))
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(_as_bytes(self._tokens), _as_bytes(self._merges))
 
-    def _cost(self, left: str, right: str) -> float:
-        return self._ranks.get(f"{left} {right}", NEVER)
+    def find(self, text: str) -> int | None:
+        return self._vocabulary.find(text)
 
     def _encode_text(self, text: str, ids: list[int]) -> None:
-        known = self._words
-        for word in self.pre.split()(text):
-            found = known.get(word)
-            if found is None:
-                found = self._encode_word(word)
-                if len(word) <= _CACHED_LENGTH:
-                    if len(known) >= _CACHED_WORDS:
-                        known.clear()
-                    known[word] = found
-            ids += found
-
-    def _encode_word(self, word: str) -> tuple[int, ...]:
-        spelled = word.encode().decode("latin-1").translate(_SPELLING)
-        if self.pre.ignore_merges and (whole := self.ids.get(spelled)) is not None:
-            return (whole,)
-        ids: list[int] = []
-        for symbol in merge(list(spelled), self._cost):
-            token = self.ids.get(symbol)
-            if token is not None:
-                ids.append(token)
-                continue
-            for byte in symbol:  # a merge that leads to no token: fall back to its bytes
-                token = self.ids.get(byte, self._ids["unknown"])
-                if token is None:
-                    raise TokenizerError(f"the vocabulary has no token for byte {_BYTES[byte]:#04x} of {word[:40]!r}")
-                ids.append(token)
-        return tuple(ids)
+        words = self.pre.split()(text)
+        try:
+            ids += self._vocabulary.encode(words, self.pre.ignore_merges, self._ids["unknown"])
+        except MissingByte as error:
+            raise TokenizerError(f"the vocabulary has no token for byte {error.byte:#04x} of the text") from None
 
     def _make_piece(self, text: str, kind: int) -> bytes:
         if kind in (NORMAL, BYTE):
@@ -309,9 +281,16 @@ class SentencePiece(Tokenizer):
         self._words: dict[str, tuple[int, ...]] = {}
 
     @cached_property
+    def _known(self) -> dict[str, int]:
+        return dict(zip(_as_list(self._tokens), range(self.n_vocab), strict=True))
+
+    def find(self, text: str) -> int | None:
+        return self._known.get(text)
+
+    @cached_property
     def _costs(self) -> dict[str, float]:
         kinds = (NORMAL, USER_DEFINED)  # text never turns into the others by merging
-        entries = zip(self.tokens, self.types, _as_list(self._scores), strict=False)
+        entries = zip(_as_list(self._tokens), self.types, _as_list(self._scores), strict=False)
         return {text: -score for text, kind, score in entries if kind in kinds}
 
     def _cost(self, left: str, right: str) -> float:
@@ -341,10 +320,10 @@ class SentencePiece(Tokenizer):
         ids: list[int] = []
         for symbol in merge(list(word), self._cost):
             if symbol in self._costs:
-                ids.append(self.ids[symbol])
+                ids.append(self._known[symbol])
                 continue
             for byte in symbol.encode():
-                token = self.ids.get(f"<0x{byte:02X}>", self._ids["unknown"])
+                token = self._known.get(f"<0x{byte:02X}>", self._ids["unknown"])
                 if token is None:
                     raise TokenizerError(f"the vocabulary has no token for {symbol!r}")
                 ids.append(token)
@@ -374,6 +353,11 @@ def _as_list(array: Any) -> list[Any]:
     return array.tolist() if hasattr(array, "tolist") else list(array)
 
 
+def _as_bytes(array: Any) -> list[bytes]:
+    """Strings as the file has them, from an array that can tell, else encoded."""
+    return array.bytes() if hasattr(array, "bytes") else [text.encode() for text in _as_list(array)]
+
+
 def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
     """Matches any of `texts`, of several that begin at one place the longest."""
     ordered: Sequence[str] = sorted(texts, key=len, reverse=True)
@@ -388,18 +372,11 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
-def _byte_spelling() -> dict[int, int]:
-    """Byte -> the character that spells it, as in GPT-2's encoder.py: itself where it prints, else from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    spelling, spare = {}, 0x100
-    for byte in range(256):
-        if byte in printable:
-            spelling[byte] = byte
-        else:
-            spelling[byte] = spare
-            spare += 1
-    return spelling
+def _spelled_bytes() -> dict[str, int]:
+    """Character -> the byte that it spells, as in GPT-2's encoder.py: itself where it prints, else from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)).difference(printable))
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
 
 
-_SPELLING = _byte_spelling()
-_BYTES = {chr(character): byte for byte, character in _SPELLING.items()}
+_BYTES = _spelled_bytes()

@@ -1,0 +1,250 @@
+/* Byte-level BPE: see bpe.h. Spelling of bytes as in GPT-2's encoder.py; merging as in Sennrich et al. 2016. */
+#include "bpe.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define NO_TOKEN UINT32_MAX
+#define NO_RANK UINT32_MAX
+#define SCAN_LIMIT 48 /* up to so many symbols rescanning a row beats keeping a heap */
+
+typedef struct {
+    uint32_t left, right, rank, result; /* rank NO_RANK: free */
+} merge_slot;
+
+struct hd_bpe {
+    char *text;
+    size_t *starts; /* n_tokens + 1 */
+    uint32_t *slots; /* id + 1, 0: free */
+    merge_slot *merges;
+    uint32_t slot_mask, merge_mask;
+    uint32_t n_tokens, n_merges;
+    uint32_t bytes[256]; /* the token of each byte */
+};
+
+static uint32_t power_over(uint64_t n) {
+    uint32_t power = 16;
+    while (power < n) power *= 2;
+    return power;
+}
+
+hd_bpe *hd_bpe_new(uint32_t tokens, size_t text_bytes, uint32_t merges) {
+    if (tokens > (1u << 29) || merges > (1u << 29)) return NULL;
+    hd_bpe *bpe = calloc(1, sizeof *bpe);
+    if (!bpe) return NULL;
+    uint32_t slots = power_over((uint64_t)tokens * 3 / 2), merge_slots = power_over((uint64_t)merges * 3 / 2);
+    bpe->slot_mask = slots - 1;
+    bpe->merge_mask = merge_slots - 1;
+    bpe->text = malloc(text_bytes + 1);
+    bpe->starts = malloc(((size_t)tokens + 1) * sizeof *bpe->starts);
+    bpe->slots = calloc(slots, sizeof *bpe->slots);
+    bpe->merges = malloc(merge_slots * sizeof *bpe->merges);
+    if (!bpe->text || !bpe->starts || !bpe->slots || !bpe->merges) {
+        hd_bpe_free(bpe);
+        return NULL;
+    }
+    bpe->starts[0] = 0;
+    for (uint32_t i = 0; i < merge_slots; i++) bpe->merges[i].rank = NO_RANK;
+    return bpe;
+}
+
+void hd_bpe_free(hd_bpe *bpe) {
+    if (!bpe) return;
+    free(bpe->text);
+    free(bpe->starts);
+    free(bpe->slots);
+    free(bpe->merges);
+    free(bpe);
+}
+
+/* FNV-1a; the finish spreads it over the low bits that index the table. */
+static uint32_t hash_text(const char *text, size_t n) {
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < n; i++) hash = (hash ^ (uint8_t)text[i]) * 0x100000001b3u;
+    return (uint32_t)(hash ^ hash >> 32);
+}
+
+/* The slot of a spelling, or the free one where it would go. */
+static uint32_t slot_of(const hd_bpe *bpe, const char *text, size_t n) {
+    uint32_t at = hash_text(text, n) & bpe->slot_mask;
+    for (uint32_t id; (id = bpe->slots[at]) != 0; at = (at + 1) & bpe->slot_mask) {
+        size_t start = bpe->starts[id - 1];
+        if (bpe->starts[id] - start == n && memcmp(bpe->text + start, text, n) == 0) break;
+    }
+    return at;
+}
+
+/* A byte as the character that spells it, in UTF-8: itself where it prints in Latin-1, else counted up from U+0100. */
+static size_t spell(uint8_t byte, char *out) {
+    uint32_t c = byte;
+    if (byte <= 0x20) c = 0x100 + byte;
+    else if (byte >= 0x7f && byte <= 0xa0) c = 0x121 + byte - 0x7f;
+    else if (byte == 0xad) c = 0x143;
+    if (c < 0x80) {
+        out[0] = (char)c;
+        return 1;
+    }
+    out[0] = (char)(0xc0 | c >> 6);
+    out[1] = (char)(0x80 | (c & 0x3f));
+    return 2;
+}
+
+void hd_bpe_token(hd_bpe *bpe, const char *text, size_t n) {
+    uint32_t id = bpe->n_tokens++, at;
+    size_t start = bpe->starts[id];
+    memcpy(bpe->text + start, text, n);
+    bpe->starts[id + 1] = start + n;
+    at = slot_of(bpe, text, n);
+    if (bpe->slots[at] == 0) bpe->slots[at] = id + 1;
+}
+
+int32_t hd_bpe_find(const hd_bpe *bpe, const char *text, size_t n) {
+    return (int32_t)bpe->slots[slot_of(bpe, text, n)] - 1;
+}
+
+void hd_bpe_bytes(hd_bpe *bpe) {
+    char spelled[2];
+    for (int byte = 0; byte < 256; byte++) /* -1 becomes NO_TOKEN */
+        bpe->bytes[byte] = (uint32_t)hd_bpe_find(bpe, spelled, spell((uint8_t)byte, spelled));
+}
+
+static merge_slot *merge_of(const hd_bpe *bpe, uint32_t left, uint32_t right) {
+    uint64_t hash = ((uint64_t)left << 32 | right) * 0x9e3779b97f4a7c15u;
+    uint32_t at = (uint32_t)(hash >> 32) & bpe->merge_mask;
+    merge_slot *slot;
+    while ((slot = &bpe->merges[at])->rank != NO_RANK && (slot->left != left || slot->right != right))
+        at = (at + 1) & bpe->merge_mask;
+    return slot;
+}
+
+int hd_bpe_merge(hd_bpe *bpe, const char *pair, size_t n) {
+    uint32_t rank = bpe->n_merges++;
+    const char *space = n > 2 ? memchr(pair + 1, ' ', n - 2) : NULL;
+    if (!space) return 0;
+    size_t left_n = (size_t)(space - pair), right_n = n - left_n - 1;
+    int32_t left = hd_bpe_find(bpe, pair, left_n), right = hd_bpe_find(bpe, space + 1, right_n);
+    if (left < 0 || right < 0) return 0;
+    char small[256], *joined = n <= sizeof small ? small : malloc(n);
+    if (!joined) return 0;
+    memcpy(joined, pair, left_n);
+    memcpy(joined + left_n, space + 1, right_n);
+    int32_t result = hd_bpe_find(bpe, joined, n - 1);
+    if (joined != small) free(joined);
+    if (result < 0) return 0;
+    merge_slot *slot = merge_of(bpe, (uint32_t)left, (uint32_t)right);
+    if (slot->rank == NO_RANK) *slot = (merge_slot){(uint32_t)left, (uint32_t)right, rank, (uint32_t)result};
+    return 1;
+}
+
+static size_t merge_scan(const hd_bpe *bpe, uint32_t *ids, size_t n) {
+    uint32_t ranks[SCAN_LIMIT], results[SCAN_LIMIT]; /* of the pair that begins there */
+    for (size_t i = 0; i + 1 < n; i++) {
+        merge_slot *slot = merge_of(bpe, ids[i], ids[i + 1]);
+        ranks[i] = slot->rank;
+        results[i] = slot->result;
+    }
+    while (n > 1) {
+        size_t best = 0;
+        for (size_t i = 1; i + 1 < n; i++)
+            if (ranks[i] < ranks[best]) best = i;
+        if (ranks[best] == NO_RANK) break;
+        ids[best] = results[best];
+        memmove(ids + best + 1, ids + best + 2, (n - best - 2) * sizeof *ids);
+        n--;
+        if (best + 1 < n) {
+            memmove(ranks + best + 1, ranks + best + 2, (n - best - 2) * sizeof *ranks);
+            memmove(results + best + 1, results + best + 2, (n - best - 2) * sizeof *results);
+        }
+        for (size_t i = best ? best - 1 : 0; i <= best && i + 1 < n; i++) {
+            merge_slot *slot = merge_of(bpe, ids[i], ids[i + 1]);
+            ranks[i] = slot->rank;
+            results[i] = slot->result;
+        }
+    }
+    return n;
+}
+
+static void sift_down(uint64_t *heap, size_t n, size_t at) {
+    uint64_t moved = heap[at];
+    for (size_t child; (child = 2 * at + 1) < n; at = child) {
+        if (child + 1 < n && heap[child + 1] < heap[child]) child++;
+        if (heap[child] >= moved) break;
+        heap[at] = heap[child];
+    }
+    heap[at] = moved;
+}
+
+static void push(uint64_t *heap, size_t *n, uint64_t entry) {
+    size_t at = (*n)++;
+    for (; at && heap[(at - 1) / 2] > entry; at = (at - 1) / 2) heap[at] = heap[(at - 1) / 2];
+    heap[at] = entry;
+}
+
+/* An entry is rank << 32 | place, so the heap's order is the merges' order. It is stale unless the pair that now begins
+ * at its place has its rank. */
+static ptrdiff_t merge_heap(const hd_bpe *bpe, uint32_t *ids, size_t n) {
+    uint64_t *heap = malloc(3 * n * sizeof *heap); /* n - 1 at first, two more a merge */
+    uint32_t *links = malloc(2 * n * sizeof *links), *next = links, *prev = links + n;
+    if (!heap || !links) {
+        free(heap);
+        free(links);
+        return HD_BPE_NO_MEMORY;
+    }
+    size_t pending = 0, count = 0;
+    for (size_t i = 0; i < n; i++) {
+        next[i] = (uint32_t)i + 1; /* n: the end */
+        prev[i] = (uint32_t)i - 1; /* UINT32_MAX: the start */
+        uint32_t rank = i + 1 < n ? merge_of(bpe, ids[i], ids[i + 1])->rank : NO_RANK;
+        if (rank != NO_RANK) heap[pending++] = (uint64_t)rank << 32 | i;
+    }
+    for (size_t i = pending / 2; i-- > 0;) sift_down(heap, pending, i);
+    while (pending) {
+        uint64_t entry = heap[0];
+        heap[0] = heap[--pending];
+        if (pending) sift_down(heap, pending, 0);
+        uint32_t at = (uint32_t)entry, right = next[at];
+        if (right == 0 || right >= n) continue; /* swallowed by its left neighbour, or the last */
+        merge_slot *slot = merge_of(bpe, ids[at], ids[right]);
+        if (slot->rank != entry >> 32) continue;
+        ids[at] = slot->result;
+        uint32_t follower = next[at] = next[right];
+        next[right] = 0; /* no symbol follows the first: marks the swallowed */
+        if (follower < n) {
+            prev[follower] = at;
+            uint32_t rank = merge_of(bpe, ids[at], ids[follower])->rank;
+            if (rank != NO_RANK) push(heap, &pending, (uint64_t)rank << 32 | at);
+        }
+        if (prev[at] != UINT32_MAX) {
+            uint32_t rank = merge_of(bpe, ids[prev[at]], ids[at])->rank;
+            if (rank != NO_RANK) push(heap, &pending, (uint64_t)rank << 32 | prev[at]);
+        }
+    }
+    for (size_t i = 0; i < n; i = next[i]) ids[count++] = ids[i];
+    free(heap);
+    free(links);
+    return (ptrdiff_t)count;
+}
+
+ptrdiff_t hd_bpe_encode(const hd_bpe *bpe, const uint8_t *word, size_t n, int whole, int32_t unknown, int32_t *out) {
+    if (n == 0) return 0;
+    if (n >= UINT32_MAX / 4) return HD_BPE_NO_MEMORY;
+    if (whole && n <= 512) { /* tokens are shorter; a longer word is merged like any other */
+        char spelled[1024];
+        size_t length = 0;
+        for (size_t i = 0; i < n; i++) length += spell(word[i], spelled + length);
+        int32_t id = hd_bpe_find(bpe, spelled, length);
+        if (id >= 0) {
+            out[0] = id;
+            return 1;
+        }
+    }
+    uint32_t *ids = (uint32_t *)out;
+    for (size_t i = 0; i < n; i++) {
+        ids[i] = bpe->bytes[word[i]];
+        if (ids[i] == NO_TOKEN && unknown < 0) return -1 - (ptrdiff_t)word[i];
+    }
+    ptrdiff_t count = n <= SCAN_LIMIT ? (ptrdiff_t)merge_scan(bpe, ids, n) : merge_heap(bpe, ids, n);
+    for (ptrdiff_t i = 0; i < count; i++)
+        if (ids[i] == NO_TOKEN) out[i] = unknown;
+    return count;
+}

@@ -1,0 +1,99 @@
+"""A byte-level BPE vocabulary in compact tables, for vocabularies of some 150,000 tokens and 300,000 merges.
+
+Owns the memory of bpe.c and turns lists into calls; what a word or a special token is, others decide.
+"""
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *n) except NULL
+
+cdef extern from "bpe.h" nogil:
+    ctypedef struct hd_bpe:
+        pass
+    int HD_BPE_NO_MEMORY
+    hd_bpe *hd_bpe_new(uint32_t tokens, size_t text_bytes, uint32_t merges)
+    void hd_bpe_free(hd_bpe *bpe)
+    void hd_bpe_token(hd_bpe *bpe, const char *text, size_t n)
+    void hd_bpe_bytes(hd_bpe *bpe)
+    int hd_bpe_merge(hd_bpe *bpe, const char *pair, size_t n)
+    int32_t hd_bpe_find(const hd_bpe *bpe, const char *text, size_t n)
+    Py_ssize_t hd_bpe_encode(const hd_bpe *bpe, const uint8_t *word, size_t n, int whole, int32_t unknown, int32_t *out)
+
+# Below this a word takes less than a millisecond, and taking the GIL again would cost others more.
+cdef enum:
+    LONG_WORD = 4096
+
+
+class MissingByte(ValueError):
+    """A byte of the text has no token; `byte` is its value."""
+
+    def __init__(self, byte):
+        super().__init__(f"no token for byte {byte:#04x}")
+        self.byte = byte
+
+
+cdef class Vocabulary:
+    """Tokens (spelled as GGUF holds them, UTF-8) and merges ("LEFT RIGHT"), both in the order of ids and ranks."""
+    cdef hd_bpe *bpe
+    cdef readonly Py_ssize_t skipped  # merges that can never apply, because a part or the whole is no token
+
+    def __cinit__(self, list tokens not None, list merges not None):
+        cdef size_t total = 0
+        cdef bytes text
+        for text in tokens:
+            total += <size_t>len(text)
+        self.bpe = hd_bpe_new(<uint32_t>len(tokens), total, <uint32_t>len(merges))
+        if self.bpe == NULL:
+            raise MemoryError
+        for text in tokens:
+            hd_bpe_token(self.bpe, text, len(text))
+        hd_bpe_bytes(self.bpe)
+        for text in merges:
+            self.skipped += not hd_bpe_merge(self.bpe, text, len(text))
+
+    def __dealloc__(self):
+        hd_bpe_free(self.bpe)
+
+    def find(self, str text not None):
+        """The id of a token by its spelling, or None."""
+        cdef Py_ssize_t n
+        cdef const char *raw = PyUnicode_AsUTF8AndSize(text, &n)
+        cdef int32_t token = hd_bpe_find(self.bpe, raw, n)
+        return token if token >= 0 else None
+
+    def encode(self, list words not None, bint whole, unknown=None):
+        """The ids of all words in a row; `whole`: a word that is a token is taken as it is.
+
+        `unknown` is the id for bytes without a token; MissingByte when there is none.
+        """
+        cdef int32_t stand_in = -1 if unknown is None else unknown
+        cdef int32_t *out = NULL
+        cdef void *larger
+        cdef Py_ssize_t room = 0, n, count, i
+        cdef const uint8_t *raw
+        cdef list ids = []
+        cdef str word
+        try:
+            for word in words:
+                raw = <const uint8_t *>PyUnicode_AsUTF8AndSize(word, &n)
+                if n > room:
+                    larger = PyMem_Realloc(out, 2 * n * sizeof(int32_t))
+                    if larger == NULL:
+                        raise MemoryError
+                    out = <int32_t *>larger
+                    room = 2 * n
+                if n < LONG_WORD:
+                    count = hd_bpe_encode(self.bpe, raw, n, whole, stand_in, out)
+                else:
+                    with nogil:
+                        count = hd_bpe_encode(self.bpe, raw, n, whole, stand_in, out)
+                if count == HD_BPE_NO_MEMORY:
+                    raise MemoryError
+                if count < 0:
+                    raise MissingByte(-1 - count)
+                for i in range(count):
+                    ids.append(out[i])
+        finally:
+            PyMem_Free(out)
+        return ids
