@@ -1,20 +1,145 @@
-/* Products for many tokens with AVX2: no case is taken; the direct products serve. */
-#include "gemm.h"
+/* Products for many tokens with AVX2: bytes of a panel times the tokens' bytes, in register blocks of 16 rows x up to 3
+ * tokens. Products of pairs stay in 16 bits for as many steps as the type's largest byte allows, so sums of 16 or 32
+ * columns are exact integers; scales are applied to each in f32. */
+#include <immintrin.h>
+#include <string.h>
+
+#include "gemm_unpack.h"
+
+#define TOKENS 3
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE __m256i four(const int8_t *p)
+{
+    int32_t v;
+    memcpy(&v, p, 4);
+    __m256i x = _mm256_set1_epi32(v);
+    __asm__ volatile("" : "+x"(x));
+    return x;
+}
+
+/* a[t][half of 16 rows] += sums over `count` dwords of columns from `from` on. `depth`: how many products of two pairs
+ * (each at most 2 x largest byte x 127) fit in 16 bits. depth 0: the panel's bytes are signed. */
+INLINE void dots(__m256i a[][2], const uint8_t *w, const int8_t *const *q, const int from, const int count, const int depth,
+                 const int n)
+{
+    const __m256i ones = _mm256_set1_epi16(1);
+    const int run = depth ? depth < count ? depth : count : 1;
+#pragma GCC unroll 8
+    for (int base = 0; base < count; base += run) {
+        __m256i part[TOKENS][2];
+#pragma GCC unroll 8
+        for (int d = base; d < base + run; d++) {
+            __m256i w0 = _mm256_load_si256((const void *)(w + 128 * d)), w1 = _mm256_load_si256((const void *)(w + 128 * d + 32));
+            __m256i m0 = depth ? w0 : _mm256_abs_epi8(w0), m1 = depth ? w1 : _mm256_abs_epi8(w1);
+#pragma GCC unroll 3
+            for (int t = 0; t < n; t++) {
+                __m256i v = four(q[t] + from + 4 * d);
+                __m256i p0 = _mm256_maddubs_epi16(m0, depth ? v : _mm256_sign_epi8(v, w0));
+                __m256i p1 = _mm256_maddubs_epi16(m1, depth ? v : _mm256_sign_epi8(v, w1));
+                part[t][0] = d == base ? p0 : _mm256_add_epi16(part[t][0], p0);
+                part[t][1] = d == base ? p1 : _mm256_add_epi16(part[t][1], p1);
+                __asm__ volatile("" : "+x"(part[t][0]), "+x"(part[t][1])); /* in this order: there are only 16 registers */
+            }
+        }
+#pragma GCC unroll 3
+        for (int t = 0; t < n; t++) {
+            a[t][0] = _mm256_add_epi32(a[t][0], _mm256_madd_epi16(part[t][0], ones));
+            a[t][1] = _mm256_add_epi32(a[t][1], _mm256_madd_epi16(part[t][1], ones));
+            __asm__ volatile("" : "+x"(a[t][0]), "+x"(a[t][1]));
+        }
+    }
+}
+
+/* 16 rows, n tokens out of a group of `stride`. */
+INLINE void block(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, const int at, int32_t stride, int32_t kc,
+                  const float *ws, const int sub, const int mins, const int depth, const int n)
+{
+    const float *wm = ws + 32 * (kc / sub);
+    const int32_t *start = tokens->start + at;
+    const float *scale = tokens->scale + at, *lift = tokens->lift + at;
+    const int8_t *q[TOKENS];
+#pragma GCC unroll 3
+    for (int t = 0; t < n; t++) q[t] = tokens->x[at + t];
+    for (int32_t c = 0; c < kc; c += 32, w += 1024) {
+#pragma GCC unroll 2
+        for (int h = 0; h < 32 / sub; h++) {
+            __m256i a[TOKENS][2];
+#pragma GCC unroll 3
+            for (int t = 0; t < n; t++) a[t][0] = a[t][1] = _mm256_set1_epi32(start[t]);
+            dots(a, w + (sub == 16 ? 512 * h : 0), q, 16 * h, sub / 4, depth, n);
+            const __m256 s0 = _mm256_load_ps(ws), s1 = _mm256_load_ps(ws + 8);
+#pragma GCC unroll 3
+            for (int t = 0; t < n; t++) {
+                const __m256 d = _mm256_set1_ps(scale[t]);
+                float *to = sum + 32 * t;
+                __m256 t0 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(a[t][0]), _mm256_mul_ps(s0, d), _mm256_load_ps(to));
+                __m256 t1 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(a[t][1]), _mm256_mul_ps(s1, d), _mm256_load_ps(to + 8));
+                if (mins) {
+                    const __m256 l = _mm256_set1_ps(lift[t]);
+                    t0 = _mm256_fnmadd_ps(_mm256_load_ps(wm), l, t0);
+                    t1 = _mm256_fnmadd_ps(_mm256_load_ps(wm + 8), l, t1);
+                }
+                _mm256_store_ps(to, t0);
+                _mm256_store_ps(to + 8, t1);
+            }
+            start += stride, lift += stride, ws += 32, wm += 32;
+        }
+        scale += stride;
+#pragma GCC unroll 3
+        for (int t = 0; t < n; t++) q[t] += 32;
+    }
+}
+
+INLINE void panel(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, int32_t n, int32_t kc, const int sub,
+                  const int mins, const int depth)
+{
+    const float *ws = (const float *)(const void *)(w + 32 * kc);
+    const uint8_t *ahead = tokens->ahead;
+    for (int32_t at = 0, take; at < n; at += take) {
+        take = n - at == 4 ? 2 : n - at < TOKENS ? n - at : TOKENS;
+        for (int g = 0; g < 2; g++) {
+            if (at == 0) /* half of the chunk's share with each half of the panel */
+                for (int32_t i = 0; i < tokens->lines * (kc / 64); i++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+            float *to = sum + 32 * at + 16 * g;
+            if (take == 1) block(to, w + 64 * g, tokens, at, n, kc, ws + 16 * g, sub, mins, depth, 1);
+            else if (take == 2) block(to, w + 64 * g, tokens, at, n, kc, ws + 16 * g, sub, mins, depth, 2);
+            else block(to, w + 64 * g, tokens, at, n, kc, ws + 16 * g, sub, mins, depth, 3);
+        }
+    }
+}
+
+/* The combinations that exist: depth is 32767 / (2 * 127 * top), as a power of two. */
+static void multiply(float *sum, const uint8_t *w, const hd_panel_kind *kind, const hd_panel_tokens *tokens, int32_t n,
+                     int32_t kc)
+{
+    if (kind->top <= 15 && kind->sub == 32 && kind->mins) panel(sum, w, tokens, n, kc, 32, 1, 8);
+    else if (kind->top <= 15 && kind->sub == 32) panel(sum, w, tokens, n, kc, 32, 0, 8);
+    else if (kind->top <= 31 && kind->sub == 32 && kind->mins) panel(sum, w, tokens, n, kc, 32, 1, 4);
+    else if (kind->top <= 31 && kind->sub == 32) panel(sum, w, tokens, n, kc, 32, 0, 4);
+    else if (kind->top <= 63 && kind->sub == 16 && !kind->mins) panel(sum, w, tokens, n, kc, 16, 0, 2);
+    else if (kind->sub == 32) panel(sum, w, tokens, n, kc, 32, 0, 0);
+    else if (kind->mins) panel(sum, w, tokens, n, kc, 16, 1, 0);
+    else panel(sum, w, tokens, n, kc, 16, 0, 0);
+}
+
+#define LEAST 4 /* tokens; fewer are the direct products' */
 
 int hd_gemm_avx2(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 {
-    (void)p, (void)r0, (void)r1, (void)scratch;
-    return 0;
+    const hd_panel_kind *kind = hd_panel_kind_avx2(p->type);
+    if (!kind || p->act != HD_ACT_Q8 || p->n < LEAST) return 0;
+    hd_panel_product(p, r0, r1, scratch, kind, multiply);
+    return 1;
 }
 
 size_t hd_gemm_scratch_avx2(const hd_product *p)
 {
-    (void)p;
-    return 0;
+    return p->act == HD_ACT_Q8 && p->n >= LEAST && hd_panel_kind_avx2(p->type) ? hd_panel_scratch(p) : 0;
 }
 
 int32_t hd_gemm_act_avx2(int32_t type, int32_t step_rows)
 {
-    (void)type, (void)step_rows;
-    return -1;
+    (void)step_rows;
+    return hd_panel_kind_avx2(type) ? HD_ACT_Q8 : -1;
 }
