@@ -138,16 +138,17 @@ def test_products_with_activations_in_blocks_of_256(name: str, isa: str) -> None
 @pytest.mark.parametrize("isa", kernels.available())
 @pytest.mark.parametrize("name", TYPES)
 def test_a_row_is_the_same_in_every_chunk_and_company(name: str, isa: str) -> None:
+    """Of few tokens, that is: panels of many add in another order."""
     rows, k = 17, columns(name, 3)
     data = blocks_of(name, rows * k)
-    x = np.random.default_rng(5).standard_normal((5, k)).astype(np.float32)
+    x = np.random.default_rng(5).standard_normal((3, k)).astype(np.float32)
     made = kernels.Product(TYPES[name], data, rows, k, x, isa, step_rows=1)
     whole = made.run().copy()
     made.out[:] = np.nan
     for r0, r1 in ((5, 6), (0, 5), (6, 17)):
         made.run(r0, r1)
     np.testing.assert_array_equal(made.out, whole)
-    for t in range(5):
+    for t in range(3):
         alone = kernels.product(TYPES[name], data, rows, k, x[t], isa, step_rows=1)
         np.testing.assert_array_equal(alone[0], whole[t])
 
