@@ -11,6 +11,7 @@ import asyncio
 import math
 import threading
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,7 @@ class Scenario:
             prompt_tokens=int(92 * t),
             generated_tokens=int(11 * max(0.0, t - 6)),
             requests=rows,
-            waiting=2 if rows else 0,
+            waiting=sum(row.phase == "queued" for row in rows),
             queue_depths=[*queue, min(384, left), max(0, left - 384)],
             populated_bytes=min(int(t * self.disk), self.dense + self.deferred),
             populate_rate=rate,
@@ -169,8 +170,9 @@ class Scenario:
             marks = []
             for expert in range(self.experts):
                 # A hot quarter, scattered by a fixed mixing of the two numbers.
-                mixed = (layer * 2654435761 + expert * 40503 * 97) % 1009 / 1009
-                turn = mixed * 0.32 if mixed < 0.25 else 0.08 + 0.92 * (layer + mixed) / (self.layers + 1)
+                mixed = zlib.crc32(bytes((layer, expert % 256))) % 1009 / 1009
+                hot = mixed < 0.25 * (1.6 - 1.2 * expert / self.experts)
+                turn = mixed * 0.4 if hot else 0.12 + 0.84 * (layer + mixed) / (self.layers + 1)
                 part = (warmed - turn) * 40 + 1
                 marks.append("#" if part >= 1 or warmed >= 1 else str(max(0, int(part * 10))))
             rows.append("".join(marks))

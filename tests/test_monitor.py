@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_daemon import BIRTH, GIB, FakeDaemon, Scenario, feed
 from hearthd.daemon.protocol import ResidencyNow
 from hearthd.tui import marks, units
 from hearthd.tui.app import HearthTop, main
 from hearthd.tui.collector import Collector, Curve, History
 from hearthd.tui.link import Link
 from textual.pilot import Pilot
+
+from .fake_daemon import BIRTH, GIB, FakeDaemon, Scenario, feed
 
 SMALL = (80, 24)
 LARGE = (120, 40)

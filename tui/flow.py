@@ -134,7 +134,8 @@ def _queue_bars(stats: Stats, width: int) -> list[Text]:
     lines = []
     for name, depth in depths:
         text = marks.span(f"{name:<{_LABEL}}", marks.TEXT)
-        text.append(f"{units.count(depth) + ' spans':>{_VALUE}} ", _depth_style(name, depth))
+        amount = units.count(depth) + (" span " if depth == 1 else " spans")
+        text.append(f"{amount:>{_VALUE}} ", _depth_style(name, depth))
         filled = 0 if depth == 0 else max(1, round(cells * depth / most))
         text.append("▪" * filled, _depth_style(name, depth))
         lines.append(text)
