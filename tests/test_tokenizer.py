@@ -1,6 +1,7 @@
 """Tokenizers against their makers' ids, round trips of any text, and what a reader sees while tokens stream."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -71,6 +72,15 @@ def test_published_ids(models_dir, name):
     got = [tokenizer.encode(text, bos=False) for text in texts[: len(expected)]]
     assert got == expected
     assert [tokenizer.decode(ids) for ids in got] == texts[: len(expected)]
+
+
+def test_trained_model_prompts(models_dir):
+    path = models_dir / "tinystories" / "tinystories-moe-Q4_K_M.gguf"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    tokenizer = Tokenizer.from_metadata(gguf_header.parse(path).metadata)
+    for prompt in json.loads((path.parent / "reference.json").read_text(encoding="utf-8"))["prompts"]:
+        assert tokenizer.encode(prompt["prompt"]) == prompt["tokens"]
 
 
 @pytest.mark.parametrize("pre", sorted({kind.patterns: name for name, kind in KNOWN.items()}.values()))
@@ -276,6 +286,15 @@ def test_bad_metadata():
         Tokenizer.from_metadata({"tokenizer.ggml.model": "bert"})
     with pytest.raises(TokenizerError, match="tokens"):
         Tokenizer.from_metadata({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2"})
+    with pytest.raises(TokenizerError, match="token_type has 1 elements for 2"):
+        Tokenizer.from_metadata(
+            {
+                "tokenizer.ggml.model": "gpt2",
+                "tokenizer.ggml.tokens": ["a", "b"],
+                "tokenizer.ggml.token_type": [1],
+                "tokenizer.ggml.merges": [],
+            }
+        )
     for token in (-1, 256):
         with pytest.raises(TokenizerError, match="outside the vocabulary"):
             byte_level().decode([token])

@@ -140,7 +140,8 @@ KNOWN: dict[str, PreTokenizer] = {
 
 @lru_cache(maxsize=8)
 def _compile(patterns: tuple[str, ...]) -> Split:
-    import regex  # only when text is first encoded: some 30 ms that a start does not have
+    # Only when text is first encoded: some 30 ms that a start does not have.
+    import regex  # type: ignore[import-untyped]
 
     compiled = [regex.compile(pattern) for pattern in patterns]
 

@@ -33,6 +33,7 @@ _END_NAMES_GLM = frozenset(("<|user|>", "<|observation|>"))
 # Structure of a harmony answer (gpt-oss): control tokens by type, yet a reader cannot do without them.
 _SHOWN_NAMES = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
 
+_BYTE_NAME = re.compile("<0x([0-9A-Fa-f]{2})>")  # how SentencePiece spells a byte
 _CACHED_WORDS = 1 << 16
 _CACHED_LENGTH = 48
 
@@ -69,13 +70,9 @@ class Tokenizer:
     """One model's tokenizer. Made by `from_metadata`; safe to share between threads after `prepare`."""
 
     def __init__(self, metadata: Mapping[str, Any], *, add_bos: bool) -> None:
-        self._tokens = metadata.get("tokenizer.ggml.tokens")
-        if self._tokens is None:
-            raise TokenizerError("the metadata holds no tokenizer.ggml.tokens")
-        self._types = metadata.get("tokenizer.ggml.token_type")
+        self._tokens = _array(metadata, "tokens", 0)
         self.n_vocab = len(self._tokens)
-        if self._types is not None and len(self._types) < self.n_vocab:
-            raise TokenizerError(f"{len(self._types)} token types for {self.n_vocab} tokens")
+        self._types = _array(metadata, "token_type", self.n_vocab) if "tokenizer.ggml.token_type" in metadata else None
         self._ids = {
             role: self._special_id(metadata, role) for role in ("bos", "eos", "eot", "eom", "unknown", "padding")
         }
@@ -217,9 +214,8 @@ class Tokenizer:
 
     def _special_id(self, metadata: Mapping[str, Any], role: str) -> int | None:
         token = metadata.get(f"tokenizer.ggml.{role}_token_id")
-        if token is None or not 0 <= int(token) < self.n_vocab:  # 0xFFFFFFFF is how some files say "none"
-            return None
-        return int(token)
+        # 0xFFFFFFFF is how some files say that there is none.
+        return token if isinstance(token, int) and 0 <= token < self.n_vocab else None
 
 
 class ByteLevelBPE(Tokenizer):
@@ -237,9 +233,7 @@ class ByteLevelBPE(Tokenizer):
             self.warnings = ("no tokenizer.ggml.pre in the metadata: text is cut by a default, answers may be worse",)
         if name in ("glm4", "chatglm-bpe"):
             self._end_names = _END_NAMES | _END_NAMES_GLM
-        self._merges = metadata.get("tokenizer.ggml.merges")
-        if self._merges is None:
-            raise TokenizerError("the metadata holds no tokenizer.ggml.merges")
+        self._merges = _array(metadata, "merges", 0)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -274,9 +268,7 @@ class SentencePiece(Tokenizer):
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         super().__init__(metadata, add_bos=True)
-        self._scores = metadata.get("tokenizer.ggml.scores")
-        if self._scores is None or len(self._scores) < self.n_vocab:
-            raise TokenizerError(f"tokenizer.ggml.scores has to hold a score for each of {self.n_vocab} tokens")
+        self._scores = _array(metadata, "scores", self.n_vocab)
         self._space_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
         self._words: dict[str, tuple[int, ...]] = {}
 
@@ -344,9 +336,19 @@ class SentencePiece(Tokenizer):
         return b"".join(parts).decode("utf-8", "replace")
 
     def _make_piece(self, text: str, kind: int) -> bytes:
-        if kind == BYTE:
-            return bytes((int(text[3:5], 16),))
+        if kind == BYTE and (match := _BYTE_NAME.fullmatch(text)):
+            return bytes.fromhex(match[1])
         return (text.replace("▁", " ") if kind == NORMAL else text).encode()
+
+
+def _array(metadata: Mapping[str, Any], name: str, least: int) -> Any:
+    """An array of the metadata with at least so many elements."""
+    array: Any = metadata.get(f"tokenizer.ggml.{name}")
+    if not hasattr(array, "__len__") or isinstance(array, str | bytes):
+        raise TokenizerError(f"the metadata holds no array tokenizer.ggml.{name}")
+    if len(array) < least:
+        raise TokenizerError(f"tokenizer.ggml.{name} has {len(array)} elements for {least} tokens")
+    return array
 
 
 def _as_list(array: Any) -> list[Any]:
