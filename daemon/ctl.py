@@ -14,7 +14,7 @@ from importlib import import_module
 from . import exit_codes
 from .cli import version
 
-GROUPS = ("answers", "reading", "actions", "offline", "demo")
+GROUPS = ("answers", "reading", "actions", "offline", "bench", "demo")
 
 
 
