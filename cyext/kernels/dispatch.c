@@ -108,8 +108,14 @@ static void fill(void) {
             UNPACKERS(t, c), PRODUCTS(t, c), VECTORS(t, c), ATTEND(t, c);
         }
 #if defined(__x86_64__)
-        if (i == LEVEL_AVX2) UNPACKERS(t, avx2), PRODUCTS(t, avx2), VECTORS(t, avx2), ATTEND(t, avx2);
-        if (i == LEVEL_AVX512) UNPACKERS(t, avx512), PRODUCTS(t, avx512), VECTORS(t, avx512), ATTEND(t, avx512);
+        if (i == LEVEL_AVX2) {
+            t->act_pack = hd_act_pack_avx2;
+            UNPACKERS(t, avx2), PRODUCTS(t, avx2), VECTORS(t, avx2), ATTEND(t, avx2);
+        }
+        if (i == LEVEL_AVX512) {
+            t->act_pack = hd_act_pack_avx512;
+            UNPACKERS(t, avx512), PRODUCTS(t, avx512), VECTORS(t, avx512), ATTEND(t, avx512);
+        }
         if (i == LEVEL_AVX512BF16) PRODUCTS(t, avx512bf16);
         if (i == LEVEL_AMX) PRODUCTS(t, amx);
 #endif
