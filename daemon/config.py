@@ -34,7 +34,7 @@ class Config(Struct, kw_only=True, forbid_unknown_fields=True):
     warm: Literal["auto", "background", "before-ready", "off"] = "auto"
     memory_budget: str = "auto"  # auto, bytes with a unit (51.2G), or a share of RAM (80%)
     threads: int = 0
-    context: int = 4096  # tokens of one session
+    context: int = 0  # tokens of one session; 0: as many as the model was trained for, at most 4096
     batch: int = 512  # tokens of a prompt per step
     sessions: int = 4  # answers in progress at a time
     queue: int = 64  # requests waiting for their turn, over all clients
@@ -45,7 +45,7 @@ class Config(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 FIELDS = {field.name: field for field in msgspec.structs.fields(Config)}
-RANGES = {"threads": (0, 4096), "context": (1, 1 << 24), "batch": (1, 8192), "sessions": (1, 1024),
+RANGES = {"threads": (0, 4096), "context": (0, 1 << 24), "batch": (1, 8192), "sessions": (1, 1024),
           "queue": (1, 65536), "drain_seconds": (0, 3600)}  # fmt: skip
 
 

@@ -116,6 +116,7 @@ class GenerateJob(Job):
         self._want_logprobs = request.sampling.logprobs > 0
         self._sampler = sampler
         self._detokenizer = tokenizer.stream()
+        self._vocabulary = tokenizer.n_vocab
         self._until = StopMatcher([stop for stop in request.stop if stop])
         self._text: list[str] = []
         self._tokens: list[int] = []
@@ -158,7 +159,8 @@ class GenerateJob(Job):
         self._tokens.append(token)
         if self._want_logprobs:
             self._logprobs.append(float(choice.logprob))
-        events = self._show(choice, self._detokenizer.push(token))
+        # A padded embedding has more rows than the tokenizer has tokens; those have no text.
+        events = self._show(choice, self._detokenizer.push(token) if token < self._vocabulary else "")
         if self._until.found is not None:
             self.ended = "stop-string"
         elif len(self._tokens) >= self._limit:

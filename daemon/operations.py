@@ -122,7 +122,7 @@ class Operations:
 
     async def detokenize(self, call: Call) -> None:
         await self._hearth.prepared()
-        tokens = self._checked(call.request.tokens, "tokens")
+        tokens = self._checked(call.request.tokens, "tokens", self._hearth.tokenizer.n_vocab)
         call.result({"text": await trio.to_thread.run_sync(self._hearth.tokenizer.decode, tokens)})
 
     async def _start_generation(self, call: Call, tokens: list[int], field: str) -> None:
@@ -164,8 +164,8 @@ class Operations:
         if len(tokens) > limit:
             raise Refused("too-long", f"the prompt has {len(tokens)} tokens, the context holds {limit}", field)
 
-    def _checked(self, tokens: list[int], field: str) -> list[int]:
-        vocabulary = self._hearth.tokenizer.n_vocab
+    def _checked(self, tokens: list[int], field: str, limit: int = 0) -> list[int]:
+        vocabulary = limit or self._hearth.engine.hyper.n_vocab
         for place, token in enumerate(tokens):
             if not 0 <= token < vocabulary:
                 message = f"{field}[{place}]: {token} is no token of a vocabulary of {vocabulary}"

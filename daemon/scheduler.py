@@ -19,6 +19,8 @@ from .generation import Job
 
 log = logging.getLogger(__name__)
 
+TRIM_SECONDS = 5.0
+
 Deliver = Callable[[Job, protocol.Reply, bytes | None], bool]
 
 
@@ -63,6 +65,8 @@ class Scheduler:
         self._idle = trio.Event()
         self._idle.set()
         self._limiter = trio.CapacityLimiter(1)
+        self._interrupting = False
+        self._untrimmed = False
         self.on_prefill: Callable[[bool], None] = lambda running: None
         self.prompt_rate, self.generate_rate = Rate(), Rate()
         self.prompt_tokens = self.generated_tokens = self.turns = 0
@@ -89,7 +93,8 @@ class Scheduler:
         """End a job with a reason, also in the middle of a step."""
         job.stop_reason = job.stop_reason or reason
         if job is self._current:
-            self._engine.interrupt()
+            self._engine.interrupt()  # holds until it is taken back after the turn
+            self._interrupting = True
         elif job in self._waiting:
             self._waiting.remove(job)
             self._finish(job, reason)
@@ -122,8 +127,7 @@ class Scheduler:
             if self._engine is None or not self._active:
                 if not self.jobs():
                     self._idle.set()
-                self._wake = trio.Event()
-                await self._wake.wait()
+                await self._rest()
                 continue
             job = self._active.popleft()
             self._current = job
@@ -133,6 +137,18 @@ class Scheduler:
                 self._current = None
             if not job.ended:
                 self._active.append(job)
+
+    async def _rest(self) -> None:
+        """Until there is something to do; after a while of nothing the engine's buffers are given back."""
+        self._wake = trio.Event()
+        if self._engine is not None and self._untrimmed:
+            with trio.move_on_after(TRIM_SECONDS):
+                await self._wake.wait()
+                return
+            self._untrimmed = False
+            await trio.to_thread.run_sync(self._engine.trim, limiter=self._limiter)
+        else:
+            await self._wake.wait()
 
     def _admit(self) -> None:
         if self._engine is None:
@@ -160,9 +176,13 @@ class Scheduler:
             self._failed(job, error)
             return
         finally:
+            if self._interrupting:
+                self._interrupting = False
+                self._engine.interrupt(False)
             if prefill:
                 self.on_prefill(False)
         self.turns += 1
+        self._untrimmed = True
         end = time.monotonic()
         if count := job.prompt_done - before:
             self.prompt_tokens += count
@@ -189,10 +209,6 @@ class Scheduler:
         kind = type(error).__name__
         if job.stop_reason:
             self._finish(job, job.stop_reason)
-        elif kind == "Interrupted":
-            # Meant for a job that ended just before: what this one had computed of the step goes, its turn comes again.
-            if job.session is not None:
-                job.session.truncate(job.prompt_done + max(0, job.generated - 1))
         elif kind == "ContextFull":
             if job.generated:
                 self._finish(job, "context")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,39 +41,36 @@ class DaemonProcess:
         return self.process.wait(seconds)
 
 
-@pytest.fixture
-def start_daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
-    """`start_daemon("MODEL", "--warm", "off")` runs hearthd on an ipc endpoint in tmp_path until it says READY.
+@contextmanager
+def daemons(directory: Path) -> Iterator[Callable[..., DaemonProcess]]:
+    """A function that starts daemons on endpoints in a directory; they end with the body.
 
-    With `fake=True` it serves tests/fake_hearth.py instead of a model.
+    `start("MODEL", "--warm", "off")` runs hearthd until it says READY; with `fake=True` it serves
+    tests/fake_hearth.py instead of a model.
     """
-    import socket
-
     running: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, fake: bool = False, env: dict[str, str] | None = None) -> DaemonProcess:
         number = len(running)
-        endpoint = f"ipc://{tmp_path}/d{number}.control"
+        endpoint = f"ipc://{directory}/d{number}.control"
+        chosen: list[str] = ["--control", endpoint]
         if "--control" in arguments:
-            endpoint = arguments[arguments.index("--control") + 1]
-            chosen: list[str] = []
-        else:
-            chosen = ["--control", endpoint]
+            endpoint, chosen = arguments[arguments.index("--control") + 1], []
         program = [str(ROOT / "tests" / "fake_hearth.py")] if fake else ["-m", "hearthd.daemon.cli"]
-        log = tmp_path / f"d{number}.log"
+        log = directory / f"d{number}.log"
+        notify_path = str(directory / f"n{number}")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, log.open("w") as stderr:
-            notify.bind(str(tmp_path / f"n{number}"))
+            notify.bind(notify_path)
             notify.settimeout(0.05)
+            surroundings = {"NOTIFY_SOCKET": notify_path, "HEARTHD_STATE_DIRECTORY": str(directory / "state")}
             process = subprocess.Popen(
                 [sys.executable, *program, *arguments, *chosen],
                 stderr=stderr,
                 text=True,
-                env=os.environ
-                | {"NOTIFY_SOCKET": str(tmp_path / f"n{number}"), "HEARTHD_STATE_DIRECTORY": str(tmp_path / "state")}
-                | (env or {}),
+                env=os.environ | surroundings | (env or {}),
             )
             running.append(process)
-            for _ in range(600):
+            for _ in range(1200):
                 try:
                     if b"READY=1" in notify.recv(4096):
                         return DaemonProcess(process, endpoint, log)
@@ -80,8 +79,17 @@ def start_daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
                         break
         raise AssertionError(f"the daemon did not get ready (exit {process.poll()}):\n{log.read_text()}")
 
-    yield start
-    for process in running:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    try:
+        yield start
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def start_daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
+    """See `daemons`; on ipc endpoints in tmp_path."""
+    with daemons(tmp_path) as start:
+        yield start

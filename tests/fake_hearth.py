@@ -65,11 +65,13 @@ class Engine:
     def new_session(self) -> Session:
         return Session(self)
 
-    def interrupt(self) -> None:
-        self._stop.set()
+    def interrupt(self, on: bool = True) -> None:
+        (self._stop.set if on else self._stop.clear)()
+
+    def trim(self) -> None:
+        pass
 
     def step(self, rows: list[tuple[Session, np.ndarray, str]]) -> list[np.ndarray | None]:
-        self._stop.clear()
         results: list[np.ndarray | None] = []
         for session, tokens, want in rows:
             self.steps.append((id(session), len(tokens)))
@@ -77,7 +79,7 @@ class Engine:
                 raise StepFailed("span blk.0.ffn_gate_exps.weight[3] could not be read")
             if len(session.tokens) + len(tokens) > self.context:
                 raise ContextFull(f"the context holds {self.context}")
-            if self.pause and self._stop.wait(self.pause):
+            if self._stop.wait(self.pause):
                 raise Interrupted
             session.tokens += tokens.tolist()
             logits = np.full((len(tokens), VOCABULARY), -10.0, dtype=np.float32)
@@ -144,7 +146,7 @@ class Hearth:
         self.residency = None
         self.on_event: Any = None
         self.saved = 0
-        self._made = Engine(config.context, pause)
+        self._made = Engine(config.context or 512, pause)
         self._slow_start = slow_start
         self._prepared = trio.Event()
 

@@ -1,0 +1,230 @@
+"""The opened model with all its parts: file, mapping, spans, queue, engine, tokenizer, residency. Only joins them.
+
+Made in two acts: the constructor maps the model and is fast whatever its size; `prepare` makes what answers need.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import trio
+
+from hearthd.cyext.mapping import Mapping
+from hearthd.cyext.populate_queue import PopulateQueue
+from hearthd.cyext.spans import Spans
+
+from . import endpoints, protocol, topology
+from .config import Config, parse_budget
+from .model.gguf import ModelError, open_model
+from .model.sampling import Sampler
+from .model.spans import SpanTable
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT = 4096
+PIECE = 4 << 20  # bytes of one populate call
+
+
+class Hearth:
+    """One model, served by one daemon. Raises ModelError and OSError when it cannot be opened."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._prepared = trio.Event()
+        self.on_event: Callable[[protocol.EventNow], None] = lambda event: None
+        self.engine: Any = None
+        self.tokenizer: Any = None
+        self.template: Any = None
+        self.residency: Any = None
+        self.warnings: list[protocol.Warning_] = []
+
+        self.model = open_model(config.model)
+        self.table = SpanTable.build(self.model)
+        self.mapping = Mapping(self.model.paths)
+        self.spans = Spans(
+            self.mapping, self.table.file, self.table.offset, self.table.nbytes, self.table.layer
+        )
+        self.queue = PopulateQueue(self.spans, workers=populate_workers(), piece=PIECE)
+        self.threads = config.threads or topology.physical_cores()
+        self.info = self._info()
+        self._audit()
+
+    def _info(self) -> protocol.ModelInfo:
+        model, table = self.model, self.table
+        types: dict[str, int] = {}
+        for tensor in model.tensors.values():
+            types[tensor.type_name] = types.get(tensor.type_name, 0) + tensor.nbytes
+        embedding = model.tensors.get("token_embd.weight")
+        trained = int(model.hyper("context_length", 0) or 0)
+        return protocol.ModelInfo(
+            name=model.name,
+            path=os.path.abspath(model.paths[0]),
+            architecture=model.architecture,
+            bytes=model.nbytes,
+            layers=table.n_layer,
+            experts=table.n_expert,
+            experts_used=int(model.hyper("expert_used_count", 0) or 0),
+            vocabulary=embedding.shape[1] if embedding is not None else 0,
+            context=min(self._config.context or DEFAULT_CONTEXT, trained or 1 << 30),
+            types=types,
+        )
+
+    def _audit(self) -> None:
+        """Compare what the metadata promises with what was found; an option without effect gets one warning."""
+        config, info = self._config, self.info
+        if not info.experts and config.experts == "defer":
+            self._warn("defer-no-experts", "the model has no experts: there is nothing to defer, all of it is dense")
+        promised = int(self.model.hyper("expert_count", 0) or 0)
+        if promised != info.experts:
+            self._warn("experts-differ", f"the metadata promises {promised} experts a layer, {info.experts} were found")
+        if info.context < config.context:
+            self._warn("context-cut", f"the model was trained for {info.context} tokens: context is {info.context}, "
+                       f"not {config.context}")  # fmt: skip
+        cores = len(os.sched_getaffinity(0))
+        if self.threads > cores:
+            self._warn("threads-over", f"{self.threads} threads on {cores} processors take turns and get slower")
+        if config.numa != "off" and len(list(topology.NODES.glob("node[0-9]*"))) < 2:
+            self._warn("numa-one-node", f"the machine has one node: --numa {config.numa} has no effect")
+        if self.mapping.blind:
+            self._warn("residency-unknown", "the kernel does not tell what is resident of a file that is not ours")
+
+    def _warn(self, code: str, message: str) -> None:
+        self.warnings.append(protocol.Warning_(code=code, message=message))
+
+    # -- the second act ----------------------------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Tokenizer, engine and residency, beside the event loop. Raises ModelError."""
+        started = time.monotonic()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, self._make_tokenizer)
+            nursery.start_soon(trio.to_thread.run_sync, self._make_engine)
+        self._make_residency()
+        log.debug("tokenizer and engine after %.2f s more", time.monotonic() - started)
+        self._prepared.set()
+
+    async def prepared(self) -> None:
+        """Until requests can be answered."""
+        await self._prepared.wait()
+
+    def _make_tokenizer(self) -> None:
+        from .model.template import ChatTemplate, TemplateError
+        from .model.tokenizer import Tokenizer, TokenizerError
+
+        try:
+            tokenizer = Tokenizer.from_metadata(self.model.metadata)
+            tokenizer.prepare()
+        except TokenizerError as error:
+            raise ModelError(self.model.paths[0], f"tokenizer: {error}") from None
+        for warning in tokenizer.warnings:
+            self._warn("tokenizer", warning)
+        try:
+            self.template = ChatTemplate.from_metadata(self.model.metadata, tokenizer)
+            if self.template.warning:
+                self._warn("chat-template", self.template.warning)
+        except TemplateError as error:
+            log.debug("no chat: %s", error)
+        self.tokenizer = tokenizer
+
+    def _make_engine(self) -> None:
+        from .model.engine import Engine
+
+        cpus = topology.processors()
+        team = [cpus[at] if at < len(cpus) else -1 for at in range(self.threads)]
+        self.engine = Engine(
+            self.model,
+            self.table,
+            self.spans,
+            self.queue,
+            teams=(team,),
+            context=self.info.context,
+            sequences=self._config.sessions,
+            batch=self._config.batch,
+            isa=os.environ.get("HEARTHD_ISA") or None,
+        )
+
+    def _make_residency(self) -> None:
+        try:
+            from .residency import Residency
+        except ImportError:
+            return
+
+        self.residency = Residency(
+            self.model, self.table, self.mapping, self.spans, self.queue, self.engine, self._config
+        )
+        self.residency.on_event = lambda event: self.on_event(event)
+
+    # -- what the service asks ---------------------------------------------------------------------------------------
+
+    def new_sampler(self, sampling: protocol.Sampling) -> Sampler:
+        """Raises SamplingError (a ValueError) for a parameter out of range."""
+        return Sampler(sampling, self.engine.hyper.n_vocab)
+
+    def prefill(self, running: bool) -> None:
+        """A step that reads a prompt begins or has ended."""
+        if self.residency is not None:
+            (self.residency.prefill_started if running else self.residency.prefill_finished)()
+
+    def warmed(self) -> bool:
+        """Nothing that was planned is left to warm."""
+        return self.residency is None or self.residency.state == "warm"
+
+    def start_line(self) -> str:
+        """What happened to the model's bytes, for people."""
+        return str(self.residency.status().get("start_line", "")) if self.residency is not None else ""
+
+    def options(self) -> dict[str, Any]:
+        """What each option means in effect."""
+        config = self._config
+        options = {
+            "experts": config.experts,
+            "warm": config.warm,
+            "memory_budget": config.memory_budget,
+            "threads": self.threads,
+            "context": self.info.context,
+            "batch": config.batch,
+            "sessions": config.sessions,
+            "numa": config.numa,
+        }
+        if self.residency is not None:
+            options |= self.residency.status().get("options", {})
+        return options
+
+    async def residency_by(self, by: str) -> dict[str, Any]:
+        """Bytes by state, grouped; measured now, in a thread."""
+        from .measure import residency_rows
+
+        return await trio.to_thread.run_sync(residency_rows, self.model, self.table, self.mapping, self.spans, by)
+
+    async def experts(self, layer: int | None) -> dict[str, Any]:
+        """Per layer with experts: how often each was routed to, and how much of it is resident."""
+        from .measure import expert_rows
+
+        counts = self.engine.expert_counts
+        return await trio.to_thread.run_sync(expert_rows, self.table, self.mapping, counts, layer)
+
+    def plan(self) -> dict[str, Any]:
+        """What the budget admits and what each option would do."""
+        from .model.plan import plan
+
+        return plan(self.model, self.table, self._config)
+
+    def bytes_read(self) -> int:
+        return int(sum(row.get("bytes", 0) for row in self.queue.stats().values()))
+
+    def close(self) -> None:
+        """After residency's task has ended: queue, engine, mapping."""
+        if self.engine is not None:
+            self.engine.close()
+        self.queue.close()
+        self.mapping.close()
+
+
+def populate_workers() -> int:
+    """Enough to keep a disk busy, few enough to leave the processors to the kernels."""
+    return max(2, min(4, len(os.sched_getaffinity(0))))
