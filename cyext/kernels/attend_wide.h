@@ -20,51 +20,6 @@ size_t HD_ISA(hd_attend_scratch)(const hd_attend *a)
     return (HD_KV_BLOCK * ((size_t)a->dk + dv) + tile * (HD_KV_BLOCK + dv + 16)) * sizeof(float);
 }
 
-#ifdef __AVX512F__
-/* rows[0..15] of 16 floats become columns. */
-static inline void transpose(vf *r)
-{
-    __m512i t[16], u[16];
-    for (int i = 0; i < 8; i++) {
-        t[2 * i] = _mm512_unpacklo_epi32(_mm512_castps_si512(r[2 * i]), _mm512_castps_si512(r[2 * i + 1]));
-        t[2 * i + 1] = _mm512_unpackhi_epi32(_mm512_castps_si512(r[2 * i]), _mm512_castps_si512(r[2 * i + 1]));
-    }
-    for (int i = 0; i < 4; i++) {
-        u[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        u[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        u[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        u[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        __m512i a = _mm512_shuffle_i32x4(u[i], u[4 + i], 0x88), b = _mm512_shuffle_i32x4(u[i], u[4 + i], 0xdd);
-        __m512i c = _mm512_shuffle_i32x4(u[8 + i], u[12 + i], 0x88), d = _mm512_shuffle_i32x4(u[8 + i], u[12 + i], 0xdd);
-        r[i] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(a, c, 0x88));
-        r[8 + i] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(a, c, 0xdd));
-        r[4 + i] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(b, d, 0x88));
-        r[12 + i] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(b, d, 0xdd));
-    }
-}
-#else
-static inline void transpose(vf *r)
-{
-    vf t[8], u[8];
-    for (int i = 0; i < 4; i++) {
-        t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-    }
-    for (int i = 0; i < 2; i++) {
-        u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
-        u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
-        u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
-        u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x20);
-        r[4 + i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x31);
-    }
-}
-#endif
-
 /* kt[j][i] = k[i][j] for the keys of one block; [dk][HD_KV_BLOCK]. */
 static void turn_keys(float *kt, const uint16_t *k, size_t stride, int32_t dk)
 {
@@ -73,7 +28,7 @@ static void turn_keys(float *kt, const uint16_t *k, size_t stride, int32_t dk)
         for (int32_t i = 0; i < HD_KV_BLOCK; i += HD_LANES) {
             vf r[HD_LANES];
             for (int l = 0; l < HD_LANES; l++) r[l] = v_from_half(k + (size_t)(i + l) * stride + j);
-            transpose(r);
+            v_transpose(r);
             for (int l = 0; l < HD_LANES; l++) v_store(kt + (size_t)(j + l) * HD_KV_BLOCK + i, r[l]);
         }
     for (; j < dk; j++)

@@ -123,23 +123,34 @@ static void multiply(float *sum, const uint8_t *w, const hd_panel_kind *kind, co
     else panel(sum, w, tokens, n, kc, 16, 0, 0);
 }
 
+#include "gemm_float_wide.h"
+
 #define LEAST 4 /* tokens; fewer are the direct products' */
+
+static const hd_panel_kind *takes_bytes(const hd_product *p)
+{
+    return p->act == HD_ACT_Q8 ? hd_panel_kind_avx2(p->type) : NULL;
+}
 
 int hd_gemm_avx2(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 {
-    const hd_panel_kind *kind = hd_panel_kind_avx2(p->type);
-    if (!kind || p->act != HD_ACT_Q8 || p->n < LEAST) return 0;
-    hd_panel_product(p, r0, r1, scratch, kind, multiply);
+    const hd_panel_kind *kind = takes_bytes(p);
+    if (p->n < LEAST) return 0;
+    if (kind) hd_panel_product(p, r0, r1, scratch, kind, multiply);
+    else if (takes_float(p)) float_product(p, r0, r1, scratch);
+    else return 0;
     return 1;
 }
 
 size_t hd_gemm_scratch_avx2(const hd_product *p)
 {
-    return p->act == HD_ACT_Q8 && p->n >= LEAST && hd_panel_kind_avx2(p->type) ? hd_panel_scratch(p) : 0;
+    if (p->n < LEAST) return 0;
+    return takes_bytes(p) ? hd_panel_scratch(p) : takes_float(p) ? float_scratch(p) : 0;
 }
 
 int32_t hd_gemm_act_avx2(int32_t type, int32_t step_rows)
 {
     (void)step_rows;
+    if (type == HD_F32 || type == HD_F16 || type == HD_BF16) return HD_ACT_F32;
     return hd_panel_kind_avx2(type) ? HD_ACT_Q8 : -1;
 }

@@ -88,6 +88,51 @@ static inline vf v_within(vf a, vf b, int32_t base, int32_t from, int32_t to)
 }
 #endif
 
+#ifdef __AVX512F__
+/* r[0 .. HD_LANES-1]: rows become columns. */
+static inline void v_transpose(vf *r)
+{
+    __m512i t[16], u[16];
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(_mm512_castps_si512(r[2 * i]), _mm512_castps_si512(r[2 * i + 1]));
+        t[2 * i + 1] = _mm512_unpackhi_epi32(_mm512_castps_si512(r[2 * i]), _mm512_castps_si512(r[2 * i + 1]));
+    }
+    for (int i = 0; i < 4; i++) {
+        u[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        u[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512i a = _mm512_shuffle_i32x4(u[i], u[4 + i], 0x88), b = _mm512_shuffle_i32x4(u[i], u[4 + i], 0xdd);
+        __m512i c = _mm512_shuffle_i32x4(u[8 + i], u[12 + i], 0x88), d = _mm512_shuffle_i32x4(u[8 + i], u[12 + i], 0xdd);
+        r[i] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(a, c, 0x88));
+        r[8 + i] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(a, c, 0xdd));
+        r[4 + i] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(b, d, 0x88));
+        r[12 + i] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(b, d, 0xdd));
+    }
+}
+#else
+static inline void v_transpose(vf *r)
+{
+    vf t[8], u[8];
+    for (int i = 0; i < 4; i++) {
+        t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+        u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+        u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+        u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x20);
+        r[4 + i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x31);
+    }
+}
+#endif
+
 /* exp(x) within 1.2e-7 relative: x = e ln 2 + r with ln 2 in two parts (Cody and Waite), then the Taylor series of
  * exp(r), |r| <= 0.347, to the seventh power. Below -104 the result is 0, above 88.72 infinite; NaN stays NaN. */
 static inline vf v_exp(vf x)
