@@ -244,7 +244,9 @@ def test_end_of_generation():
     harmony = [(name, CONTROL) for name in ("<|return|>", "<|call|>", "<|end|>", "<|channel|>")]
     tokenizer = byte_level("gpt-4o", [], harmony, eos_token_id=256)
     assert {tokenizer.text(token) for token in tokenizer.end_of_generation} == {"<|return|>", "<|call|>"}
-    assert tokenizer.decode([259], special=False) == "<|channel|>"
+    assert tokenizer.decode([256, 258, 259], special=False) == "<|end|><|channel|>"
+    other = byte_level("llama-bpe", [], [("<|end|>", CONTROL)])
+    assert (other.end_of_generation, other.decode([256], special=False)) == ({256}, "")
     glm = byte_level("glm4", [], [("<|user|>", CONTROL), ("<|endoftext|>", CONTROL)], eos_token_id=257)
     assert glm.end_of_generation == {256, 257}
     declared = byte_level("qwen2", [], [("<done>", CONTROL), ("<turn>", CONTROL)], eos_token_id=256, eot_token_id=257)

@@ -11,12 +11,14 @@ import random
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..protocol import Sampling
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _FIRST_CANDIDATES = 512  # how many of the likeliest are sorted first when only top-p bounds their number
 

@@ -31,7 +31,7 @@ _END_NAMES = frozenset(
 # A GLM model ends its turn by naming who speaks next.
 _END_NAMES_GLM = frozenset(("<|user|>", "<|observation|>"))
 # Structure of a harmony answer (gpt-oss): control tokens by type, yet a reader cannot do without them.
-_SHOWN_NAMES = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
+_SHOWN_NAMES = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>", "<|end|>"))
 
 _BYTE_NAME = re.compile("<0x([0-9A-Fa-f]{2})>")  # how SentencePiece spells a byte
 _CACHED_WORDS = 1 << 16
@@ -181,7 +181,7 @@ class Tokenizer:
     @cached_property
     def hidden(self) -> frozenset[int]:
         """Tokens that are no part of an answer's text: control, unknown and unused ones."""
-        shown = {self.find(name) for name in _SHOWN_NAMES}
+        shown = {self.find(name) for name in _SHOWN_NAMES} - self.end_of_generation
         return frozenset(
             token for token, kind in enumerate(self.types) if kind in (CONTROL, UNKNOWN, UNUSED) and token not in shown
         )
