@@ -131,8 +131,8 @@ def scenario(tmp_path: Path) -> Scenario:
 
 
 @asynccontextmanager
-async def watching(endpoint: str) -> AsyncIterator[tuple[HearthTop, Pilot[None]]]:
-    app = HearthTop(endpoint, link=lambda collector: Link(collector, ask=0.05, patience=0.4))
+async def watching(endpoint: str, patience: float = 10.0) -> AsyncIterator[tuple[HearthTop, Pilot[None]]]:
+    app = HearthTop(endpoint, link=lambda collector: Link(collector, ask=0.05, patience=patience))
     async with app.run_test(size=SMALL) as pilot:
         yield app, pilot
 
@@ -149,7 +149,7 @@ def test_comes_back_after_the_daemon_restarts(scenario: Scenario, tmp_path: Path
     other = replace(scenario, pid=777, name="another-model", deferred=GIB, telemetry=f"ipc://{tmp_path}/b.telemetry")
 
     async def run() -> None:
-        async with watching(scenario.control) as (app, _):
+        async with watching(scenario.control, patience=0.4) as (app, _):
             assert app.collector.link == "connecting"
             with FakeDaemon(scenario, start=20, pace=0.05):
                 await until(lambda: app.collector.link == "up" and app.collector.snapshot(0).stats is not None, "up")

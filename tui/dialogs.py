@@ -51,7 +51,7 @@ class Help(ModalScreen[None]):
         text.append("Marks\n", marks.STRONG)
         for mark, style, name, what in _MARKS:
             text.append(f"  {mark} ", style).append(f"{name:<9} ", marks.TEXT).append(f"{what}\n", marks.DIM)
-        text.append("Populate queue, first served first\n", marks.STRONG)
+        text.append("Populate queue, served in this order\n", marks.STRONG)
         for name, what in _QUEUE:
             text.append(f"  {name[0].upper()} ", marks.TEXT).append(f"{name:<9} ", marks.TEXT)
             text.append(f"{what}\n", marks.DIM)
