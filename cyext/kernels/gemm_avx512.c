@@ -5,7 +5,7 @@
 
 #include "gemm_unpack.h"
 
-#define TOKENS HD_GROUP_TOKENS
+#define TOKENS 6
 #define INLINE static inline __attribute__((always_inline))
 
 /* One broadcast for both halves of the panel: GCC would fold it into each product and load twice. */
@@ -139,6 +139,8 @@ static void multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind
 
 #define LEAST 4 /* tokens; fewer are the direct products' */
 
+static const hd_panel_way way = {multiply, 6, 0};
+
 static const hd_panel_kind *takes_bytes(const hd_product *p)
 {
     return p->act == HD_ACT_Q8 ? hd_panel_kind_avx512(p->type) : NULL;
@@ -148,7 +150,7 @@ int hd_gemm_avx512(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 {
     const hd_panel_kind *kind = takes_bytes(p);
     if (p->n < LEAST) return 0;
-    if (kind) hd_panel_product(p, r0, r1, scratch, kind, multiply);
+    if (kind) hd_panel_product(p, r0, r1, scratch, kind, &way);
     else if (takes_float(p)) float_product(p, r0, r1, scratch);
     else return 0;
     return 1;

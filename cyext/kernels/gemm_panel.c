@@ -5,34 +5,32 @@
 
 static size_t up(size_t n) { return (n + 63) & ~(size_t)63; }
 
+/* Gathered bytes: not a power of two apart, which would put the same columns of all tokens in one set of the cache. */
+static size_t row_stride(const hd_product *p) { return up((size_t)p->k) + 64; }
 static size_t tail_bytes(const hd_product *p) { return up(HD_GEMM_PANEL * p->row_bytes + 64); }
 
 size_t hd_panel_scratch(const hd_product *p)
 {
     size_t groups = (size_t)(p->k / 16), n = (size_t)p->n;
-    return up(HD_PANEL_BYTES) + up(n * 128) + 3 * up(groups * n * 4) + tail_bytes(p);
-}
-
-/* Tokens are worked in groups of nearly equal width (a group of one would wait on its own additions). */
-static int32_t group_width(int32_t left)
-{
-    int32_t groups = (left + HD_GROUP_TOKENS - 1) / HD_GROUP_TOKENS;
-    return (left + groups - 1) / groups;
+    return up(HD_PANEL_BYTES) + up(n * 128) + 3 * up(groups * n * 4) + tail_bytes(p) +
+           (n + HD_GROUP_TOKENS) * row_stride(p);
 }
 
 typedef struct gathered {
     int32_t *start;   /* [group of tokens][columns / sub][tokens of the group] */
     float *scale, *lift;
+    int8_t *bytes;
 } gathered;
 
-static void gather(const hd_product *p, const hd_panel_kind *kind, const gathered *g)
+static void gather(const hd_product *p, const hd_panel_kind *kind, const hd_panel_way *way, const gathered *g)
 {
     const int64_t k = p->k, subs = k / kind->sub, blocks = k / 32;
     for (int32_t first = 0, width; first < p->n; first += width) {
-        width = group_width(p->n - first);
+        width = hd_group_width(p->n - first, way->width);
         for (int32_t t = 0; t < width; t++) {
             const int16_t *sums = hd_q8_sums(p->x[first + t], k);
             const float *d = hd_q8_d(p->x[first + t], k);
+            if (way->gathered) memcpy(g->bytes + (size_t)(first + t) * row_stride(p), p->x[first + t], (size_t)k);
             int32_t *start = g->start + first * subs + t;
             float *scale = g->scale + first * blocks + t, *lift = g->lift + first * subs + t;
             for (int64_t c = 0; c < blocks; c++) scale[c * width] = d[c];
@@ -46,7 +44,7 @@ static void gather(const hd_product *p, const hd_panel_kind *kind, const gathere
 }
 
 void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch, const hd_panel_kind *kind,
-                      hd_panel_multiply *multiply)
+                      const hd_panel_way *way)
 {
     const size_t n = (size_t)p->n, groups = (size_t)(p->k / 16);
     const hd_type_info *type = &hd_types[p->type];
@@ -59,10 +57,13 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
     at += up(groups * n * 4);
     g.lift = (float *)(void *)at;
     at += up(groups * n * 4);
-    gather(p, kind, &g);
+    const size_t stride = row_stride(p);
+    g.bytes = (int8_t *)at;
+    if (way->gathered) at += (n + HD_GROUP_TOKENS) * stride;
+    gather(p, kind, way, &g);
     /* The next panel is asked for a few lines at a time while this one is multiplied; the hint may run a little over its
      * end, which a prefetch forgives. */
-    const int64_t steps = (p->n + HD_GROUP_TOKENS - 1) / HD_GROUP_TOKENS * (p->k / 32);
+    const int64_t steps = (p->n + way->width - 1) / way->width * (p->k / 32);
     const int32_t lines = (int32_t)(((int64_t)p->row_bytes * HD_GEMM_PANEL / 64 + steps - 1) / steps);
 
     for (int64_t r = r0; r < r1; r += HD_GEMM_PANEL) {
@@ -80,15 +81,19 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
             const int32_t kc = p->k - k0 < HD_CHUNK ? (int32_t)(p->k - k0) : HD_CHUNK;
             kind->unpack(panel, w + (size_t)(k0 / type->block) * (size_t)type->bytes, p->row_bytes, kc, p->type);
             for (int32_t t = 0, width; t < p->n; t += width) {
-                width = group_width(p->n - t);
+                width = hd_group_width(p->n - t, way->width);
                 const int64_t sub = t * (p->k / kind->sub) + k0 / kind->sub * width;
                 hd_panel_tokens tokens = {.start = g.start + sub, .lift = g.lift + sub};
                 tokens.scale = g.scale + t * (p->k / 32) + k0 / 32 * width;
-                for (int32_t i = 0; i < width; i++) tokens.x[i] = hd_act_q(p->x[t + i]) + k0;
+                for (int32_t i = 0; i < width; i++) {
+                    const int8_t *bytes = way->gathered ? g.bytes + (size_t)(t + i) * stride : hd_act_q(p->x[t + i]);
+                    tokens.x[i] = bytes + k0;
+                }
+                tokens.stride = stride;
                 tokens.ahead = ahead;
                 tokens.lines = ahead < end && ahead < after ? lines : 0;
                 ahead += (ptrdiff_t)tokens.lines * 64 * (kc / 32);
-                multiply(sum + 32 * t, panel, kind, &tokens, width, kc);
+                way->multiply(sum + 32 * t, panel, kind, &tokens, width, kc);
             }
         }
         for (size_t t = 0; t < n; t++) memcpy(p->out[t] + r, sum + t * 32, rows * sizeof(float));

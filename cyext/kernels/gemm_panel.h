@@ -28,19 +28,35 @@ typedef struct hd_panel_kind {
  * `sub` columns b: start[b * n + t] = -offset * sum of q, where an integer sum begins; lift[b * n + t] = d * sum of q,
  * which multiplies min; for each 32 columns c: scale[c * n + t] = d. While it works it may ask for `lines` cache lines
  * from `ahead` on, for each 32 columns: bytes of the next panel. */
-#define HD_GROUP_TOKENS 6
+#define HD_GROUP_TOKENS 16
 typedef struct hd_panel_tokens {
     const int8_t *x[HD_GROUP_TOKENS];
     const int32_t *start;
     const float *scale, *lift;
     const uint8_t *ahead;
     int32_t lines;
+    size_t stride;    /* with gathered bytes: token t + 1 lies so far after token t, readable for `width` tokens */
 } hd_panel_tokens;
 
-/* sum[t][0..31] += panel x token t for n tokens, 1 <= n <= HD_GROUP_TOKENS. */
+/* sum[t][0..31] += panel x token t for n tokens, 1 <= n <= width. */
 typedef void hd_panel_multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind, const hd_panel_tokens *tokens,
                                int32_t n, int32_t kc);
 
+/* How an instruction set wants its tokens: in groups of at most `width`; with their bytes gathered at a fixed distance or
+ * where they lie. */
+typedef struct hd_panel_way {
+    hd_panel_multiply *multiply;
+    int32_t width, gathered;
+} hd_panel_way;
+
+/* Tokens of the group that begins when `left` remain: groups are of nearly equal width, since one of a single token would
+ * wait on its own additions. */
+static inline int32_t hd_group_width(int32_t left, int32_t width)
+{
+    int32_t groups = (left + width - 1) / width;
+    return (left + groups - 1) / groups;
+}
+
 size_t hd_panel_scratch(const hd_product *p);
 void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch, const hd_panel_kind *kind,
-                      hd_panel_multiply *multiply);
+                      const hd_panel_way *way);
