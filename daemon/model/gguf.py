@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hearthd.cyext import gguf_header
 
@@ -48,8 +48,7 @@ class ModelError(Exception):
         super().__init__(f"{self.path}: {subject}{reason}{place}")
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One tensor: its type by ggml's number, its shape with columns first, and its bytes in file number `file`."""
 
     name: str

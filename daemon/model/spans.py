@@ -5,7 +5,7 @@ not divide into their experts. Holds no state: what is resident, hot or planned 
 """
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,9 @@ from .gguf import ModelError, ModelFile, Tensor
 PARTS = ("gate", "up", "down", "gate_up")
 DENSE = -1
 
-_LAYER = re.compile(r"^blk\.(\d+)\.")
-_MERGED = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down|gate_up)_exps\.weight$")
-_SPLIT = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight$")
+# Layer; then part of a merged expert tensor, or part and number of a split expert.
+_NAME = re.compile(r"blk\.(\d+)\.(?:ffn_(?:(gate|up|down|gate_up)_exps|(gate|up|down)\.(\d+))\.weight$)?")
+_ORDINAL = {part: i for i, part in enumerate(PARTS)}
 
 Ints = npt.NDArray[np.int32]
 
@@ -81,8 +81,7 @@ class SpanTable:
         return _Builder(model).build()
 
 
-@dataclass
-class _Group:
+class _Group(NamedTuple):
     """Consecutive spans of equal size: one dense tensor, one merged expert tensor, or one split expert."""
 
     tensor: Tensor
@@ -100,22 +99,20 @@ class _Builder:
         self.n_layer = 1 + max((group.layer for group in self.groups), default=-1)
 
     def _classify(self, tensor: Tensor) -> _Group:
-        merged = _MERGED.match(tensor.name)
+        name = _NAME.match(tensor.name)
+        if not name:
+            return _Group(tensor, -1, -1, DENSE, 1)
+        layer, merged, split, number = int(name[1]), name[2], name[3], int(name[4] or 0)
+        if layer >= 1 << 20 or number >= 1 << 20:
+            raise self._bad(tensor, f"there is no layer number {layer} or expert number {number}")
         if merged:
             count = tensor.shape[2] if len(tensor.shape) == 3 else 0
             if count == 0 or tensor.nbytes % count:
                 raise self._bad(tensor, f"an expert tensor has three dimensions, this one {list(tensor.shape)}")
-            return _Group(tensor, int(merged[1]), PARTS.index(merged[2]), 0, count)
-        split = _SPLIT.match(tensor.name)
+            return _Group(tensor, layer, _ORDINAL[merged], 0, count)
         if split:
-            if int(split[3]) >= 1 << 20:
-                raise self._bad(tensor, f"there is no expert number {split[3]}")
-            return _Group(tensor, int(split[1]), PARTS.index(split[2]), int(split[3]), 1)
-        layer = _LAYER.match(tensor.name)
-        number = int(layer[1]) if layer else -1
-        if number >= 1 << 20:
-            raise self._bad(tensor, f"there is no layer number {number}")
-        return _Group(tensor, number, -1, DENSE, 1)
+            return _Group(tensor, layer, _ORDINAL[split], number, 1)
+        return _Group(tensor, layer, -1, DENSE, 1)
 
     def _bad(self, tensor: Tensor, reason: str) -> ModelError:
         return ModelError(self.model.paths[tensor.file], reason, tensor.name, tensor.offset)

@@ -110,11 +110,12 @@ def plan_tensors(shape: Shape, recipe: str) -> list[Planned]:
 
 
 def cut_to_size(shape: Shape, size: int | None, recipe: str) -> Shape:
-    """The largest cut of the shape of at most `size` bytes of tensors: the first layers, all their experts if four
-    layers with experts fit so, else half of the experts, and so on."""
+    """The largest cut of the shape of at most `size` bytes of tensors: the first layers, with all their experts if two
+    layers with experts fit so (and, of a hybrid, one with full attention), else with half of the experts, and so on
+    down to four times as many as are used."""
     if size is None:
         return shape
-    least = min(shape.n_layer, shape.lead + 4)
+    least = min(shape.n_layer, max(shape.lead + 2, int(shape.hyper.get("full_attention_interval", 0))))
     experts = shape.n_expert
     while True:
         low, high = 0, shape.n_layer
