@@ -138,10 +138,11 @@ async def watching(endpoint: str, patience: float = 10.0) -> AsyncIterator[tuple
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    for _ in range(500):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         if condition():
             return
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
     raise AssertionError(f"never happened: {what}")
 
 
