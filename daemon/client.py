@@ -24,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import zmq
@@ -68,7 +68,10 @@ def _socket(context: zmq.Context[Any], endpoint: str, keys: str) -> zmq.Socket[b
     try:
         security.secure_client(raw, endpoint, keys)
         raw.connect(endpoint)
-    except (security.KeyTrouble, zmq.ZMQError) as error:
+    except security.KeyTrouble:
+        raw.close(0)
+        raise
+    except zmq.ZMQError as error:
         raw.close(0)
         raise Unreachable(f"{endpoint}: {error}") from None
     return raw
@@ -118,9 +121,9 @@ class _Requests:
         """Text of token ids."""
         return self._call(protocol.Detokenize(tokens=tokens), lambda data: data["text"])
 
-    def residency(self, by: str = "role") -> Any:
+    def residency(self, by: Literal["role", "layer", "node", "tensor"] = "role") -> Any:
         """Bytes mapped, cached, deferred and unknown; a dict as `hearthctl residency --json` prints it."""
-        return self._call(msgspec.convert({"op": "residency", "by": by}, protocol.Residency))
+        return self._call(protocol.Residency(by=by))
 
     def experts(self, layer: int | None = None) -> Any:
         """Per layer: how often each expert was routed to, and how much of it is resident."""

@@ -1,0 +1,169 @@
+"""The command lines: settings and where they come from, exit codes, output for programs and for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from hearthd.daemon import cli, config, ctl, endpoints, exit_codes, security
+
+from .conftest import daemons
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with daemons(tmp_path_factory.mktemp("cli")) as start:
+        yield start(fake=True)
+
+
+@pytest.fixture
+def hearthctl(daemon: Any, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: str) -> str:
+        code = ctl.main([arguments[0], "--control", daemon.endpoint, *arguments[1:]])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return out
+
+    return run
+
+
+def test_generate_for_programs(hearthctl: Any) -> None:
+    out = hearthctl("generate", "--tokens", "1,2,3", "-n", "16", "--temperature", "0", "--ignore-eos", "--json")
+    data = json.loads(out)
+    assert data["tokens"] == list(range(4, 20)) and data["text"]
+    assert set(data["timings"]) >= {"prompt_tokens", "ttft_seconds", "prompt_seconds", "generated", "generate_seconds"}
+    assert data["timings"]["prompt_tokens"] == 3 and data["timings"]["generated"] == 16
+
+
+def test_generate_and_chat_for_people(hearthctl: Any) -> None:
+    assert hearthctl("generate", "abc", "-n", "4") == "defg\n"
+    assert hearthctl("chat", "abc", "-n", "2") == "de\n"
+
+
+def test_score_saves_logits(hearthctl: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out.npy"
+    data = json.loads(hearthctl("score", "--tokens", "1,2,3", "--logits", str(out), "--json"))
+    logits = np.load(out)
+    assert logits.shape == tuple(data["shape"]) == (3, 256) and logits.dtype == np.float32
+    assert logits.argmax(axis=1).tolist() == [2, 3, 4]
+
+
+def test_tokens_and_text(hearthctl: Any) -> None:
+    assert json.loads(hearthctl("tokenize", "hi", "--json"))["tokens"] == [104, 105]
+    assert hearthctl("detokenize", "104,105") == "hi\n"
+
+
+@pytest.mark.parametrize("command", ["status", "residency", "experts"])
+def test_reading_commands(hearthctl: Any, command: str) -> None:
+    assert isinstance(json.loads(hearthctl(command, "--json")), dict)
+    assert hearthctl(command)
+
+
+def test_acting_commands(hearthctl: Any) -> None:
+    for command in (["warm", "--layers", "0-1"], ["defer", "--experts", "0,2"], ["pin", "--hottest", "1"]):
+        assert isinstance(json.loads(hearthctl(*command, "--json")), dict)
+
+
+def test_exit_codes(daemon: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl.main(["status", "--control", f"ipc://{tmp_path}/nobody"]) == exit_codes.UNAVAILABLE
+    assert ctl.main(["status", "--control", "http://example.org"]) == exit_codes.CONFIG
+    assert ctl.main(["cancel", "nobody", "--control", daemon.endpoint]) == exit_codes.FAILURE
+    with pytest.raises(SystemExit) as usage:
+        ctl.main(["dance"])
+    assert usage.value.code == exit_codes.USAGE
+    assert cli.main([str(tmp_path / "absent.gguf"), "--control", f"ipc://{tmp_path}/x"]) == exit_codes.DATA
+    (tmp_path / "foreign.gguf").write_bytes(b"PK\x03\x04" + bytes(100))
+    assert cli.main([str(tmp_path / "foreign.gguf"), "--control", f"ipc://{tmp_path}/x"]) == exit_codes.DATA
+    assert cli.main(["m", "--control", "tcp://127.0.0.1:7575"]) == exit_codes.CONFIG
+    assert cli.main(["m", "--memory-budget", "lots"]) == exit_codes.CONFIG
+    (tmp_path / "c.toml").write_text("modle = 'x'\n")
+    assert cli.main(["--config", str(tmp_path / "c.toml")]) == exit_codes.CONFIG
+    assert "unknown key 'modle'" in capsys.readouterr().err
+
+
+def test_settings_come_in_order(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("model = 'file'\nthreads = 3\nmemory-budget = '1G'\nwarm = 'off'\n")
+    made = config.load({"warm": "auto"}, file=str(file), environ={"HEARTHD_THREADS": "2", "HEARTHD_CONTROL": "x"})
+    assert (made.model, made.threads, made.memory_budget, made.warm) == ("file", 2, "1G", "auto")
+    assert made.control == "x" and made.experts == "defer"
+    for bad in ({"threads": "many"}, {"experts": "never"}, {"context": "-1"}, {"name": "a/b"}):
+        with pytest.raises(config.ConfigError):
+            config.load(bad, environ={})
+    file.write_text("threads = 'two'\n")
+    with pytest.raises(config.ConfigError, match="threads"):
+        config.load({}, file=str(file), environ={})
+
+
+def test_budgets() -> None:
+    assert config.parse_budget("auto", 100) is None
+    assert config.parse_budget("80%", 1000) == 800
+    assert config.parse_budget("1.5G", 0) == 3 << 29
+    assert config.parse_budget("4GiB", 0) == 4 << 30
+    for bad in ("", "0%", "101%", "12Q", "-1"):
+        with pytest.raises(config.ConfigError):
+            config.parse_budget(bad, 100)
+
+
+def test_endpoints(tmp_path: Path) -> None:
+    assert endpoints.control_to_bind("", "a", {"RUNTIME_DIRECTORY": "/run/h"}) == "ipc:///run/h/a.control"
+    assert endpoints.control_to_bind("", "a", {"XDG_RUNTIME_DIR": "/run/1"}) == "ipc:///run/1/hearthd/a.control"
+    assert endpoints.telemetry_to_bind("", "tcp://h:7000") == "tcp://h:7001"
+    environment = {"RUNTIME_DIRECTORY": str(tmp_path)}
+    (tmp_path / "only.control").touch()
+    assert endpoints.control_to_connect("", environment) == f"ipc://{tmp_path}/only.control"
+    (tmp_path / "second.control").touch()
+    with pytest.raises(endpoints.EndpointError, match="only, second"):
+        endpoints.control_to_connect("", environment)
+    with pytest.raises(endpoints.EndpointError, match="107"):
+        endpoints.check("ipc:///" + "a" * 120)
+
+
+def test_tcp_needs_keys_and_checks_them(tmp_path: Path) -> None:
+    assert ctl.main(["keys", str(tmp_path / "keys")]) == 0
+    (tmp_path / "stranger").mkdir()
+    security.write_pair(tmp_path / "stranger", "stranger")
+    (tmp_path / "stranger" / "server.key").write_bytes((tmp_path / "keys" / "server.key").read_bytes())
+    with zmq.Context() as context, context.socket(zmq.REP) as socket:
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+    endpoint = f"tcp://127.0.0.1:{port}"
+    known = str(tmp_path / "keys" / "client" / "client.key_secret")
+    with daemons(tmp_path) as start:
+        start("--control", endpoint, "--telemetry", f"ipc://{tmp_path}/t", "--keys", str(tmp_path / "keys"), fake=True)
+        assert ctl.main(["status", "--control", endpoint, "--keys", known]) == 0
+        assert ctl.main(["status", "--control", endpoint]) == exit_codes.CONFIG
+        from hearthd.daemon.client import Client, Unreachable
+
+        with pytest.raises(Unreachable):
+            Client(endpoint, keys=str(tmp_path / "stranger" / "stranger.key_secret"), connect=0.3)
+
+
+def test_the_start_imports_nothing_heavy() -> None:
+    """What a daemon imports until READY decides how soon that is with a cold cache."""
+    script = (
+        "import sys, hearthd.daemon.cli, hearthd.daemon.service, hearthd.daemon.hearth\n"
+        "heavy = {'gguf', 'jinja2', 'textual', 'psutil', 'shtab', 'asyncio', 'regex'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env=os.environ)
+
+
+def test_versions_and_completion(capsys: pytest.CaptureFixture[str]) -> None:
+    for main in (cli.main, ctl.main):
+        with pytest.raises(SystemExit) as ended:
+            main(["--version"])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out.split()[1][0].isdigit()
+        with pytest.raises(SystemExit) as ended:
+            main(["--print-completion", "bash"])
+        assert ended.value.code == 0
+        assert "complete" in capsys.readouterr().out
