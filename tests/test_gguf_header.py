@@ -6,11 +6,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
-
 from hearthd.cyext.gguf_header import Array, HeaderError, parse, tensor_types
 from hearthd.daemon.model.synth.write import encode_header
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 METADATA = {
     "general.architecture": "qwen3moe",

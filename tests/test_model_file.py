@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
 from hearthd.daemon.model.gguf import ModelError, ModelFile, Tensor, open_model
 from hearthd.daemon.model.shapes import SHAPES
 from hearthd.daemon.model.spans import PARTS, SpanTable

@@ -1,10 +1,11 @@
 """Made-up models: their files open, their numbers stay sensible, their routing is as uneven as asked for; plans."""
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
 from gguf.quants import dequantize
-
 from hearthd.cyext.gguf_header import Array
 from hearthd.daemon.model.gguf import TYPE_NAMES, ModelFile, open_model
 from hearthd.daemon.model.layouts import tensor_list
@@ -46,7 +47,7 @@ def test_every_recipe_gives_a_model_of_unit_spread(tmp_path, recipe):
 def test_rows_differ_and_the_seed_decides(tmp_path):
     first, same, other = (synthesise(tmp_path / f"{i}.gguf", "tiny-moe", type="Q8_0", seed=seed).path
                           for i, seed in enumerate((1, 1, 2)))
-    contents = [open(path, "rb").read() for path in (first, same, other)]
+    contents = [Path(path).read_bytes() for path in (first, same, other)]
     assert contents[0] == contents[1] != contents[2]
     rows = weights(open_model(first), "blk.0.ffn_up_exps.weight").reshape(-1, 256)
     assert len(np.unique(rows, axis=0)) == len(rows)
@@ -109,7 +110,7 @@ def test_layouts_are_those_of_real_conversions(models_dir):
         assert dict(expected) == {name: tensor.shape for name, tensor in model.tensors.items()}, path.name
 
 
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES.values() if shape.parameters], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES.values() if shape.parameters], ids=lambda s: s.name)
 def test_shapes_have_the_published_number_of_parameters(shape):
     assert shape.n_parameters / 1e9 == pytest.approx(shape.parameters, rel=0.015)
 

@@ -88,7 +88,7 @@ class _Group(NamedTuple):
     layer: int
     part: int
     expert: int  # the first one's; DENSE
-    count: int
+    spans: int
 
 
 class _Builder:
@@ -128,14 +128,14 @@ class _Builder:
     def build(self) -> SpanTable:
         order = sorted(range(len(self.groups)), key=self._order)
         groups = [self.groups[i] for i in order]
-        count = np.array([group.count for group in groups], np.int64)
+        count = np.array([group.spans for group in groups], np.int64)
         first = np.concatenate(([0], np.cumsum(count)[:-1])) if groups else np.zeros(0, np.int64)
         within = np.arange(int(count.sum())) - np.repeat(first, count)
 
         def spread(values: list[int], dtype: Any) -> Any:
             return np.repeat(np.array(values, dtype), count)
 
-        nbytes = spread([group.tensor.nbytes // group.count for group in groups], np.uint64)
+        nbytes = spread([group.tensor.nbytes // group.spans for group in groups], np.uint64)
         expert = spread([group.expert for group in groups], np.int32)
         layer = spread([group.layer for group in groups], np.int32)
         dense, experts = self._names(groups, first)
@@ -166,8 +166,8 @@ class _Builder:
             name = group.tensor.name
             if group.expert == DENSE:
                 dense[name] = span
-            elif group.count > 1 or name.endswith("_exps.weight"):
-                experts[name] = np.arange(span, span + group.count, dtype=np.int32)
+            elif group.spans > 1 or name.endswith("_exps.weight"):
+                experts[name] = np.arange(span, span + group.spans, dtype=np.int32)
             else:
                 logical = f"blk.{group.layer}.ffn_{PARTS[group.part]}_exps.weight"
                 split.setdefault(logical, []).append((span, group))
