@@ -385,12 +385,18 @@ void hd_gguf_free(hd_gguf_header *header)
     memset(header, 0, sizeof *header);
 }
 
-void hd_gguf_strings(const uint8_t *data, const hd_gguf_key *array, hd_gguf_text *out)
+bool hd_gguf_strings(const uint8_t *data, const hd_gguf_key *array, hd_gguf_text *out)
 {
-    uint64_t at = array->value.at;
+    uint64_t at = array->value.at, end = at + array->value.length;
     for (uint64_t i = 0; i < array->count; i++) {
+        if (end - at < 8)
+            return false;
         uint64_t length = load64(data + at);
-        out[i] = (hd_gguf_text){at + 8, length};
-        at += 8 + length;
+        at += 8;
+        if (length > end - at)
+            return false;
+        out[i] = (hd_gguf_text){at, length};
+        at += length;
     }
+    return true;
 }

@@ -64,8 +64,9 @@ int hd_gguf_parse(const uint8_t *data, uint64_t size, hd_gguf_fetch fetch, void 
                   hd_gguf_error *error);
 void hd_gguf_free(hd_gguf_header *header);
 
-/* Positions of the strings of a string array that hd_gguf_parse has accepted: out[count]. */
-void hd_gguf_strings(const uint8_t *data, const hd_gguf_key *array, hd_gguf_text *out);
+/* Positions of the strings of a string array that hd_gguf_parse has accepted: out[count]. False when they are no longer
+ * what was accepted: the file may have been written to since. */
+bool hd_gguf_strings(const uint8_t *data, const hd_gguf_key *array, hd_gguf_text *out);
 
 /* Bytes of one value of a fixed-size hd_gguf_type, 0 for strings, arrays and unknown numbers. */
 uint32_t hd_gguf_size(uint32_t type);

@@ -69,7 +69,7 @@ cdef extern from "gguf_header.h" nogil:
     int hd_gguf_parse(const uint8_t *data, uint64_t size, hd_gguf_fetch fetch, void *self, hd_gguf_header *out,
                       hd_gguf_error *error)
     void hd_gguf_free(hd_gguf_header *header)
-    void hd_gguf_strings(const uint8_t *data, const hd_gguf_key *array, hd_gguf_text *out)
+    cbool hd_gguf_strings(const uint8_t *data, const hd_gguf_key *array, hd_gguf_text *out)
     uint32_t hd_gguf_size(uint32_t type)
     uint64_t HD_GGUF_STEP
 
@@ -176,12 +176,18 @@ cdef class Array:
 
     cdef int open(self) except -1:
         self.map.reread(self.key.value.at, self.key.value.at + self.key.value.length)
-        if self.key.element == HD_GGUF_STRING and self.texts == NULL:
-            self.texts = <hd_gguf_text *>malloc(max(self.key.count, 1) * sizeof(hd_gguf_text))
-            if self.texts == NULL:
-                raise MemoryError
-            with nogil:
-                hd_gguf_strings(self.map.data, &self.key, self.texts)
+        if self.key.element != HD_GGUF_STRING or self.texts != NULL:
+            return 0
+        cdef cbool unchanged
+        cdef hd_gguf_text *texts = <hd_gguf_text *>malloc(max(self.key.count, 1) * sizeof(hd_gguf_text))
+        if texts == NULL:
+            raise MemoryError
+        with nogil:
+            unchanged = hd_gguf_strings(self.map.data, &self.key, texts)
+        if not unchanged:
+            free(texts)
+            raise HeaderError("the file has been changed since it was opened", self.key.value.at)
+        self.texts = texts
         return 0
 
     def __getitem__(self, Py_ssize_t i):

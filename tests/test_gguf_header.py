@@ -150,6 +150,17 @@ def test_version_2_and_an_alignment_of_its_own(tmp_path):
     assert (found.version, found.data_offset % 256, found.tensors[0][3]) == (2, 0, found.data_offset)
 
 
+def test_a_file_that_changes_or_shrinks_later_is_an_error(tmp_path):
+    path = tmp_path / "x.gguf"
+    for spoil in (lambda file: file.truncate(0), lambda file: file.write(b"\xff" * len(HEADER))):
+        path.write_bytes(HEADER + bytes(DATA))
+        tokens = parse(path).metadata["tokenizer.ggml.tokens"]
+        with open(path, "r+b") as file:
+            spoil(file)
+        with pytest.raises(HeaderError, match="shrunk|changed"):
+            tokens.tolist()
+
+
 def test_every_truncation_is_refused(tmp_path):
     used = 8 * 144 + 1024 + 12 * 34  # the padding after the last tensor may be missing
     for length in [*range(len(HEADER)), *range(len(HEADER), len(HEADER) + used, 7), len(HEADER) + used - 1]:
