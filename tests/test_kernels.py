@@ -1,5 +1,7 @@
 """Weight kernels against the gguf package's numpy dequantisation, and every instruction set against plain C."""
 
+import ctypes
+import mmap
 import os
 import subprocess
 import sys
@@ -158,6 +160,25 @@ def test_rows_outside_the_chunk_are_left_alone() -> None:
     for isa in kernels.available():
         got = kernels.product(TYPES["Q8_0"], data, 17, 64, np.ones(64), isa, r0=3, r1=7)
         assert (got[0, :3] == 0).all() and (got[0, 7:] == 0).all() and (got[0, 3:7] != 0).all()
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+def test_no_kernel_reads_more_than_64_bytes_past_the_last_row(isa: str) -> None:
+    page = mmap.PAGESIZE
+    region = mmap.mmap(-1, 9 * page)
+    whole = np.frombuffer(region, np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    guard = ctypes.c_void_p(whole.ctypes.data + 8 * page)
+    assert libc.mprotect(guard, ctypes.c_size_t(page), 0) == 0  # PROT_NONE: a read beyond would crash
+    for name, number in TYPES.items():
+        for blocks in (1, 3):
+            k = columns(name, blocks)
+            data = blocks_of(name, 3 * k)
+            end = 8 * page - 64
+            whole[end - data.size : end] = data
+            x = np.random.default_rng(6).standard_normal((2, k)).astype(np.float32)
+            there = kernels.Product(number, whole[end - data.size : end], 3, k, x, isa, copy=False).run()
+            np.testing.assert_array_equal(there, kernels.product(number, data, 3, k, x, isa))
 
 
 def test_bad_shapes_are_refused() -> None:

@@ -250,7 +250,7 @@ INLINE void prefetch(const uint8_t *p, int bytes) {
             }                                                                                                   \
             TAIL;                                                                                               \
             for (int t = 0; t < N; t++) \
-                p->out[t0 + t][r] = total(_mm512_add_ps(acc[t][0], acc[t][1])) - OFF(off[t]);                  \
+                p->out[t0 + t][r] = total(_mm512_sub_ps(_mm512_add_ps(acc[t][0], acc[t][1]), OFF(off[t])));                  \
         }                                                                                                       \
     }                                                                                                           \
     static void dot_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n) {                \
@@ -259,15 +259,16 @@ INLINE void prefetch(const uint8_t *p, int bytes) {
         else if (n == 3) rows_##name(p, r0, r1, t0, 3);                                                         \
         else rows_##name(p, r0, r1, t0, 4);                                                                     \
     }
-INLINE float total_upper(__m512 v) { return total(_mm512_maskz_mov_ps(0xff00, v)); }
+INLINE __m512 upper(__m512 v) { return _mm512_maskz_mov_ps(0xff00, v); }
+INLINE __m512 all(__m512 v) { return v; }
 
-#define DOT32K(name, bytes) DOT(name, bytes, STEP32(name, 8), (void)0, total_upper)
+#define DOT32K(name, bytes) DOT(name, bytes, STEP32(name, 8), (void)0, upper)
 #define DOT32(name, bytes)                                                             \
     DOT(name, bytes, STEP32(name, 8), do {                                             \
         const int left = (int)((k - j) / 32);                                          \
         if (left) STEP32(name, left);                                                  \
-    } while (0), total_upper)
-#define DOT16(name, bytes) DOT(name, bytes, STEP16(name), (void)0, total)
+    } while (0), upper)
+#define DOT16(name, bytes) DOT(name, bytes, STEP16(name), (void)0, all)
 
 DOT32(q8_0, 272)
 DOT32(q4_0, 144)
