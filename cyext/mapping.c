@@ -261,8 +261,8 @@ int hd_cachestat(const hd_mapping *m, int64_t n, const int32_t *file, const uint
         if (file[i] < 0 || file[i] >= m->n) return EINVAL;
         if (bytes[i] == 0) continue;
         if (syscall(SYS_cachestat, m->fd[file[i]], &range, &counts, 0)) return errno;
-        out[2 * i] = least(counts.cache * PAGE, bytes[i]);
-        out[2 * i + 1] = least(counts.recently_evicted * PAGE, bytes[i] - out[2 * i]);
+        out[2 * i] = counts.cache * PAGE;
+        out[2 * i + 1] = counts.recently_evicted * PAGE;
     }
     return 0;
 }

@@ -40,7 +40,8 @@ int hd_unlock(const hd_mapping *m, int32_t file, uint64_t offset, uint64_t bytes
 /* Bytes of each range in the page cache by mincore. A partial page counts with the part that lies in the range. */
 int hd_cached(const hd_mapping *m, int64_t n, const int32_t *file, const uint64_t *offset, const uint64_t *bytes,
               uint64_t *cached);
-/* Pages of each range by cachestat(2): [n][2] = cached, recently evicted (bytes). ENOSYS, EPERM as the kernel says. */
+/* Of the pages that each range touches, by cachestat(2): [n][2] = cached, recently evicted (bytes of whole pages).
+ * ENOSYS, EPERM as the kernel says. */
 int hd_cachestat(const hd_mapping *m, int64_t n, const int32_t *file, const uint64_t *offset, const uint64_t *bytes,
                  uint64_t *out);
 /* Bytes of each range present in this process's page table. Ranges sorted by file and offset are cheapest. */

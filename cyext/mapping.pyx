@@ -140,7 +140,7 @@ cdef class Mapping:
         return out
 
     def cachestat(self, file, offset, nbytes):
-        """Bytes of each range (cached, recently evicted), whole pages up to the range's length: uint64 [n, 2].
+        """(cached, recently evicted) of the pages that each range touches, in bytes of whole pages: uint64 [n, 2].
 
         OSError ENOSYS: kernel before 6.5; EPERM: not our file.
         """

@@ -633,6 +633,21 @@ int32_t hd_queue_evict(hd_queue *q, const int32_t *spans, int32_t n, uint64_t *f
     return taken;
 }
 
+int32_t hd_queue_forget(hd_queue *q, const int32_t *spans, int32_t n) {
+    int32_t forgotten = 0;
+    pthread_mutex_lock(&q->lock);
+    for (int32_t i = 0; i < n; i++) {
+        int32_t s = spans[i];
+        uint8_t ready = HD_READY;
+        if (!atomic_compare_exchange_strong(&q->spans->state[s], &ready, HD_EVICTING)) continue;
+        int used = atomic_load(&q->spans->users[s]) != 0;
+        atomic_store(&q->spans->state[s], used ? HD_READY : HD_ABSENT);
+        forgotten += !used;
+    }
+    pthread_mutex_unlock(&q->lock);
+    return forgotten;
+}
+
 void hd_queue_wake(hd_queue *q) {
     pthread_mutex_lock(&q->lock);
     pthread_cond_broadcast(&q->done);

@@ -62,6 +62,8 @@ void hd_queue_rate(hd_queue *q, double bytes_per_second);
 void hd_queue_cover(hd_queue *q, enum hd_class cls, float cover);
 /* Give spans back that nobody reads or has asked for; *freed bytes left the cache. Returns how many spans were taken. */
 int32_t hd_queue_evict(hd_queue *q, const int32_t *spans, int32_t n, uint64_t *freed);
+/* READY spans of which the kernel has taken pages become ABSENT again, unless somebody reads them; how many did. */
+int32_t hd_queue_forget(hd_queue *q, const int32_t *spans, int32_t n);
 /* Let every hd_queue_wait_any look at its stop flag. */
 void hd_queue_wake(hd_queue *q);
 void hd_queue_counts(hd_queue *q, hd_class_counts counts[HD_CLASSES], int64_t waiting[HD_CLASSES],

@@ -38,6 +38,7 @@ cdef extern from "populate_queue.h" nogil:
     void hd_queue_rate(hd_queue *q, double bytes_per_second)
     void hd_queue_cover(hd_queue *q, hd_class cls, float cover)
     int32_t hd_queue_evict(hd_queue *q, const int32_t *spans, int32_t n, uint64_t *freed)
+    int32_t hd_queue_forget(hd_queue *q, const int32_t *spans, int32_t n)
     void hd_queue_wake(hd_queue *q)
     void hd_queue_counts(hd_queue *q, hd_class_counts *counts, int64_t *waiting, int32_t *in_flight)
     int hd_queue_drain(hd_queue *q, hd_class cls, double seconds)

@@ -183,6 +183,11 @@ cdef class PopulateQueue:
             taken = hd_queue_evict(q, &view[0], n, &freed)
         return taken, freed
 
+    def forget(self, ids):
+        """READY spans of which the kernel has taken pages become ABSENT, unless somebody reads them; how many did."""
+        cdef const int32_t[::1] view = self._ids(ids)
+        return hd_queue_forget(self.get(), &view[0], <int32_t>view.shape[0]) if view.shape[0] else 0
+
     def error(self, int span):
         """(errno, byte in the file) of a failed span, None for any other."""
         cdef uint64_t at = 0

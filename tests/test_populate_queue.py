@@ -13,7 +13,8 @@ import pytest
 from hearthd.cyext.mapping import Mapping
 from hearthd.cyext.populate_queue import CURSOR, DEMAND, LOOKAHEAD, ROUTED, SWEEP, PopulateQueue
 from hearthd.cyext.spans import ABSENT, FAILED, READY, Spans
-from pages import PAGE, cached_pages, cold_file
+
+from .pages import PAGE, cached_pages, cold_file
 
 KIB, MIB = 1 << 10, 1 << 20
 SMALL = 256 * KIB

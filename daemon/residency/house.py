@@ -1,0 +1,431 @@
+"""Residency as a whole: ledger, budget, heat, warmer and keeper on one clock, and what the service asks of them.
+
+Owns the states mapped → serving-cold → warming → warm and when to do what. Whatever blocks runs in a worker thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import trio
+from hearthd.cyext.populate_queue import SWEEP
+from hearthd.cyext.spans import FAILED, READY
+from numpy.typing import NDArray
+
+from .. import protocol
+from .audit import LOCK_SHARE, audit, census
+from .budget import Budgeter
+from .heat import Heat, heat_path
+from .keeper import Keeper
+from .ledger import Ledger
+from .selection import select_spans
+from .text import gib
+from .warmer import Warmer
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.1  # brakes, trimming, progress
+REFRESH_SECONDS = 1.0  # the ledger
+REFRESH_SHARE = 0.05  # of a core at most: a ledger that costs more is refreshed less often
+HEAT_SAVE_SECONDS = 60.0
+REPLAN_TOKENS = 256.0  # after so many tokens the order by heat is made anew
+
+
+class Residency:
+    """How it is used stands in the package's docstring. `engine` may come later, by `attach`.
+
+    options: anything with `experts`, `warm`, `memory_budget` and `state_directory` (daemon.config.Config).
+    """
+
+    def __init__(self, model: Any, table: Any, mapping: Any, spans: Any, queue: Any, engine: Any, options: Any,
+                 budgeter: Budgeter | None = None) -> None:  # fmt: skip
+        self._model, self._table, self._mapping, self._spans, self._queue = model, table, mapping, spans, queue
+        self._engine: Any = None
+        self._options = options
+        layers = int(np.max(table.layer, initial=-1)) + 1
+        experts = int(table.n_expert)
+        self.heat = Heat(layers if experts else 0, experts, int(model.hyper("expert_used_count") or 1))
+        self.ledger = Ledger(mapping, table)
+        self.budgeter = budgeter or Budgeter(options.memory_budget)
+        self.budget = self.budgeter.read()
+        self.warmer = Warmer(table, spans, queue, self.heat, options.experts, options.warm)
+        self.keeper = Keeper(mapping, spans, queue, table, self.ledger)
+        self.warnings = audit(model, table, mapping, options, self.budget.bytes)
+        self.census = census(table)
+        self.state = "mapped"
+        self.on_event: Callable[[protocol.EventNow], None] | None = None
+        self._begun = False
+        self._heat_path: Path | None = None
+        self._heat_source = "not looked for yet"
+        self._prefilling = False
+        self._tokens_since_plan = 0.0
+        self._tokens = 0.0
+        self._generating = False
+        self._rates: list[tuple[float, int]] = []
+        self._warm_rate = 0.0
+        self._said_dense = False
+        self._lock_said = False
+        self._asleep = trio.Lock()
+        if engine is not None:
+            self.attach(engine)
+
+    def attach(self, engine: Any) -> None:
+        """The engine whose routing is counted from now on."""
+        self._engine = engine
+
+    def begin(self) -> None:
+        """Queue the dense spans (and what --experts eager adds) at once. Cheap; `run` calls it if nobody has."""
+        if not self._begun:
+            self._begun = True
+            self.warmer.begin(self.budget.bytes)
+            self._enter("serving-cold")
+
+    # -- the clock ---------------------------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled; saves heat on the way out."""
+        await trio.to_thread.run_sync(self._load_heat)
+        if self._begun:
+            self.warmer.plan(self.budget.bytes)
+        self.begin()
+        task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tick)
+                nursery.start_soon(self._refresh)
+                nursery.start_soon(self._save_heat)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self.save)
+
+    async def _tick(self) -> None:
+        while True:
+            self._count()
+            self._update_state()
+            unfinished = not self.warmer.done() or not self.warmer.fits(self.budget.bytes)
+            if self._tokens_since_plan >= REPLAN_TOKENS and unfinished and not self._prefilling:
+                self._tokens_since_plan = 0.0
+                self.warmer.plan(self.budget.bytes)
+            if self.keeper.over(self.budget.bytes) > 0:
+                await trio.to_thread.run_sync(self.keeper.trim, self.budget.bytes, self.heat.counts)
+            await trio.sleep(TICK_SECONDS)
+
+    def _count(self) -> None:
+        """Tokens, rates, and what they say about the brake."""
+        tokens = 0.0
+        if self._engine is not None and self.heat.counts.size:
+            before = self.heat.counts_seen()
+            tokens = self.heat.update(self._engine.expert_counts)
+            if tokens:
+                self.keeper.note_use((self.heat.counts_seen() - before).astype(np.float64), tokens)
+        self._tokens += tokens
+        self._tokens_since_plan += tokens
+        self._generating = (tokens > 0 or self._running()) and not self._prefilling
+        now, read = time.monotonic(), self.populated_bytes()
+        self._rates = [(t, b) for t, b in self._rates if now - t < 1.0] + [(now, read)]
+        span = now - self._rates[0][0]
+        self._warm_rate = (read - self._rates[0][1]) / span if span > 0 else 0.0
+        self.warmer.best_rate = max(self.warmer.best_rate, self._warm_rate if span > 0.5 else 0.0)
+        self.warmer.brake(self._generating)
+
+    def _update_state(self) -> None:
+        progress = self.warmer.progress()
+        if not self._said_dense and progress["dense_seconds"]:
+            self._said_dense = True
+            self._say("dense", self.start_line())
+        if self.warmer.scope == "nothing" or not self.warmer.dense_done():
+            self._enter("serving-cold")
+        elif not self.warmer.done():
+            self._enter("warming")
+        elif self.warmer.planned.all() or self.warmer.scope.startswith(("all", "the ")):
+            self._enter("warm")
+        else:
+            self._enter("serving-cold")
+
+    def _enter(self, state: str) -> None:
+        if state == self.state:
+            return
+        self.state = state
+        progress = self.warmer.progress()
+        text = state
+        if state == "warm":
+            text = (f"warm: {self.warmer.scope}, {gib(progress['ready_bytes'])} in {progress['seconds']:.2f} s, "
+                    f"{gib(progress['rate'])}/s")  # fmt: skip
+            if progress["failed_bytes"]:
+                text += f"; {gib(progress['failed_bytes'])} could not be read"
+        elif state == "warming":
+            text = f"warming {self.warmer.scope}: {gib(progress['planned_bytes'])}"
+        self._say("state", text, state=state)
+
+    def _say(self, code: str, message: str, level: Any = "info", state: str | None = None) -> None:
+        log.log({"info": logging.INFO, "warning": logging.WARNING}.get(level, logging.ERROR), "%s", message)
+        if self.on_event is not None:
+            event = protocol.EventNow(time=time.time(), level=level, code=code, message=message)
+            if state is not None:
+                event.state = state
+            self.on_event(event)
+
+    async def _refresh(self) -> None:
+        while True:
+            started = trio.current_time()
+            async with self._asleep:
+                self.keeper.about_to_look()
+                await trio.to_thread.run_sync(self.ledger.refresh)
+                await trio.to_thread.run_sync(self._keep)
+            tokens, self._tokens = self._tokens, 0.0
+            await trio.to_thread.run_sync(self.keeper.count_faults, tokens)
+            self._say_lock()
+            pause = max(REFRESH_SECONDS, self.ledger.refresh_seconds / REFRESH_SHARE)
+            await trio.sleep(max(0.05, pause - (trio.current_time() - started)))
+
+    def _keep(self) -> None:
+        """Once per refresh, in a worker thread: read the budget, lock, map again what has decayed."""
+        ledger, keeper = self.ledger, self.keeper
+        locked = int(ledger.mapped[ledger.locked].sum())
+        before = self.budget.bytes
+        resident = int(ledger.resident.sum())
+        moved = self.budgeter.brake(time.monotonic(), int(ledger.evicted_recently.sum()), resident)
+        self.budget = self.budgeter.read(locked)
+        if moved:
+            self._say_soon("budget", f"the budget is {gib(self.budget.bytes)} now ({self.budget.reason}, "
+                           f"{gib(self.budget.held_back)} held back)",
+                           "warning" if self.budget.held_back else "info")  # fmt: skip
+        elif before and abs(self.budget.bytes - before) > before / 4:
+            self._say_soon("budget", f"the budget has moved from {gib(before)} to {gib(self.budget.bytes)} "
+                           f"({self.budget.reason})", "warning" if self.budget.bytes < before else "info")  # fmt: skip
+        if self.warmer.dense_done():
+            keeper.lock_dense(self.warmer.dense, int(self.budget.bytes * LOCK_SHARE))
+        if not self._prefilling and not self._running():
+            lost = keeper.decayed()
+            if len(lost) and (self._options.warm != "off" or (self.warmer.expert[lost] < 0).any()):
+                if self._options.warm == "off":
+                    lost = lost[self.warmer.expert[lost] < 0]
+                keeper.restore(lost, self.budget.bytes - resident)
+
+    def _running(self) -> bool:
+        return self._engine is not None and self._engine.layer >= 0
+
+    def _say_soon(self, code: str, message: str, level: str) -> None:
+        trio.from_thread.run_sync(self._say, code, message, level)
+
+    def _say_lock(self) -> None:
+        if self.keeper.lock_short and not self._lock_said:
+            self._lock_said = True
+            self.warnings.append(protocol.Warning_(code="mlock-limit", message=self.keeper.lock_short))
+            self._say("mlock-limit", self.keeper.lock_short, "warning")
+
+    # -- heat --------------------------------------------------------------------------------------------------------
+
+    def _load_heat(self) -> None:
+        if not self.heat.counts.size:
+            self._heat_source = "no experts"
+            return
+        self._heat_path = heat_path(getattr(self._options, "state_directory", ""), self._model.identity)
+        reason = self.heat.load(self._heat_path, self._model.identity)
+        self._heat_source = f"not loaded: {reason}" if reason else f"loaded from {self._heat_path}"
+
+    def save(self) -> None:
+        """Write heat to the state directory. Blocks; never raises for want of a place to write."""
+        if self._heat_path is None or self.heat.tokens() < 1:
+            return
+        try:
+            self.heat.save(self._heat_path, self._model.identity)
+        except OSError as error:
+            log.warning("heat cannot be saved in %s: %s", self._heat_path.parent, error.strerror)
+
+    async def _save_heat(self) -> None:
+        while True:
+            await trio.sleep(HEAT_SAVE_SECONDS)
+            await trio.to_thread.run_sync(self.save)
+
+    # -- what the service tells and asks -----------------------------------------------------------------------------
+
+    def prefill_started(self, tokens: int | None = None) -> None:
+        self._prefilling = True
+        self.warmer.prefill(True, tokens)
+
+    def prefill_finished(self) -> None:
+        self._prefilling = False
+        self.warmer.prefill(False)
+
+    def warmed(self) -> bool:
+        """Nothing of the plan is missing any more."""
+        return self._begun and self.warmer.done()
+
+    def populated_bytes(self) -> int:
+        """Read from disk by the populate workers since the start."""
+        return int(sum(row["read"] for row in self._queue.stats().values()))
+
+    def snapshot(self) -> protocol.ResidencyNow:
+        return protocol.ResidencyNow(
+            time=self.ledger.measured_at, rows=self.ledger.rows(),
+            experts=self.ledger.expert_lines(*self.heat.counts.shape), budget_bytes=self.budget.bytes,
+            unknown_reason=self.ledger.unknown_reason, refresh_seconds=self.ledger.refresh_seconds,
+        )  # fmt: skip
+
+    def stats(self) -> dict[str, Any]:
+        """Fields of protocol.Stats that are residency's."""
+        progress = self.warmer.progress()
+        queue = self._queue.stats()
+        return {
+            "state": self.state, "warm_percent": progress["percent"], "warm_bytes": progress["ready_bytes"],
+            "warm_rate": self._warm_rate, "queue_depths": [int(row["waiting"]) for row in queue.values()],
+            "populated_bytes": int(sum(row["read"] for row in queue.values())), "populate_rate": self._warm_rate,
+            "faults_minor_per_token": self.keeper.minor_per_token,
+            "faults_major_per_token": self.keeper.major_per_token,
+        }  # fmt: skip
+
+    def status(self) -> dict[str, Any]:
+        used, reason = self.heat.verdict()
+        return {
+            "start_line": self.start_line(),
+            "warm": self.warmer.progress() | {
+                "state": self.state, "remapped_bytes": self.keeper.remapped_bytes,
+                "given_back_bytes": self.keeper.given_back_bytes,
+            },
+            "heat": {
+                "used": used, "reason": reason, "source": self._heat_source, "tokens": self.heat.tokens(),
+                "effective_experts": [round(value, 2) for value in self.heat.effective().tolist()],
+            },
+            "budget": {
+                "bytes": self.budget.bytes, "reason": self.budget.reason, "held_back": self.budget.held_back,
+                "pressure": self.budget.pressure,
+            },
+            "arena": "mapping",
+            "queue": self._queue.stats(),
+        }  # fmt: skip
+
+    def start_line(self) -> str:
+        """`dense 7.90 GiB populated in 4.02 s, experts deferred 115 GiB, warming in background (budget 51.2 GiB)`."""
+        dense, experts = self.census["dense"]["bytes"], self.census["expert"]["bytes"]
+        seconds = self.warmer.progress()["dense_seconds"]
+        parts = [f"dense {gib(dense)} " + (f"populated in {seconds:.2f} s" if seconds else "being populated")]
+        if not experts:
+            parts.append("no experts")
+        elif self._options.experts == "eager":
+            parts.append(f"experts {gib(experts)} populated at once")
+        elif self.ledger.unknown_reason:
+            parts.append(f"experts {gib(experts)}, how much of them is deferred is unknown")
+        else:
+            chosen = self.warmer.expert >= 0
+            parts.append(f"experts deferred {gib(experts - int(self.ledger.resident[chosen].sum()))}")
+        how = {"off": "not warming", "before-ready": "warming before ready"}.get(self._options.warm, "")
+        how = how or "warming in background"
+        if self._options.warm == "auto" and not self.warmer.fits(self.budget.bytes):
+            how = f"warming {self.warmer.scope}"
+        return ", ".join(parts) + f", {how} (budget {gib(self.budget.bytes)})"
+
+    # -- operations --------------------------------------------------------------------------------------------------
+
+    def _select(self, select: protocol.Selection) -> NDArray[np.int32]:
+        return select_spans(select, self._table, self.heat.counts)
+
+    async def warm(self, select: protocol.Selection, *, wait: bool = False,
+                   progress: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:  # fmt: skip
+        """Populate a selection in the background, hottest first; `wait` until it is there; progress in bytes."""
+        ids = self._select(select)
+        self.warmer.left_alone[ids] = False
+        order = self.warmer.by_heat()
+        order = np.concatenate((ids[self.warmer.expert[ids] < 0], order[np.isin(order, ids)])).astype(np.int32)
+        room = max(self.budget.bytes - int(self.keeper.nbytes[self._spans.state == READY].sum()), 0)
+        missing = order[self._spans.state[order] != READY]
+        admitted = missing[np.cumsum(self.keeper.nbytes[missing]) <= room]
+        self.warmer.asked[admitted] = True
+        self.warmer.planned[admitted] = True
+        self._queue.submit(SWEEP, admitted)
+        total = int(self.keeper.nbytes[admitted].sum())
+        started = trio.current_time()
+        while wait:
+            state = self._spans.state[admitted]
+            done = int(self.keeper.nbytes[admitted][(state == READY) | (state == FAILED)].sum())
+            if progress is not None:
+                progress(done, total, "bytes")
+            if done >= total:
+                break
+            await trio.sleep(0.1)
+        failed = int((self._spans.state[admitted] == FAILED).sum())
+        return {
+            "spans": len(ids), "bytes": int(self.keeper.nbytes[ids].sum()), "queued": len(admitted),
+            "queued_bytes": total, "over_budget": len(missing) - len(admitted), "failed": failed,
+            "seconds": trio.current_time() - started,
+        }  # fmt: skip
+
+    async def defer(self, select: protocol.Selection) -> dict[str, Any]:
+        """Give a selection back and do not warm it again until it is asked for or warmed by name. Measured bytes."""
+        ids = self._select(select)
+        ids = ids[~self.keeper.pinned[ids]]
+        dense = ids[self.warmer.expert[ids] < 0]
+        self.warmer.left_alone[ids] = True
+        self.warmer.asked[ids] = False
+        await trio.to_thread.run_sync(self._unlock, dense)
+        self._queue.cancel(SWEEP)
+        freed = await trio.to_thread.run_sync(self.keeper.clear, ids)
+        self.warmer.plan(self.budget.bytes)
+        return {"spans": len(ids), "bytes": int(self.keeper.nbytes[ids].sum()), "freed_bytes": freed}
+
+    def _unlock(self, ids: NDArray[np.int32]) -> None:
+        for begin, end, members in self.keeper._runs(ids[self.ledger.locked[ids]]):
+            self._mapping.unlock(int(self.keeper.file[members[0]]), begin, end - begin)
+            self.ledger.locked[members] = False
+
+    async def pin(self, select: protocol.Selection, *, release: bool = False) -> dict[str, Any]:
+        """Pinned spans are warmed and never given back for others; up to the budget."""
+        ids = self._select(select)
+        if release:
+            self.keeper.pinned[ids] = False
+            return {"spans": len(ids), "pinned": int(self.keeper.pinned.sum())}
+        room = int(self.budget.bytes * LOCK_SHARE) - int(self.keeper.nbytes[self.keeper.pinned].sum())
+        fresh = ids[~self.keeper.pinned[ids]]
+        fresh = fresh[np.cumsum(self.keeper.nbytes[fresh]) <= room]
+        self.keeper.pinned[fresh] = True
+        result = await self.warm(select)
+        return result | {"pinned": int(self.keeper.pinned.sum()), "pinned_bytes":
+                         int(self.keeper.nbytes[self.keeper.pinned].sum())}  # fmt: skip
+
+    async def residency_by(self, by: str) -> dict[str, Any]:
+        """Rows by role, layer, node or tensor, measured now."""
+        async with self._asleep:
+            await trio.to_thread.run_sync(self.ledger.refresh)
+            return await trio.to_thread.run_sync(self._rows_by, by)
+
+    def _rows_by(self, by: str) -> dict[str, Any]:
+        ledger = self.ledger
+        keys: NDArray[Any]
+        name: Callable[[Any], str]
+        if by == "layer":
+            keys, name = ledger.layer, str
+        elif by == "tensor":
+            names = self._table.names
+            keys, name = np.asarray(self._table.tensor), lambda key: str(names[key])
+        else:
+            rows = [msgspec.to_builtins(row) for row in ledger.rows()]
+            return {"by": by, "rows": rows, "unknown_reason": ledger.unknown_reason}
+        rows = []
+        for key in np.unique(keys).tolist():
+            for role, chosen in (("dense", ledger.expert < 0), ("expert", ledger.expert >= 0)):
+                mask = (keys == key) & chosen
+                if mask.any():
+                    rows.append(msgspec.to_builtins(ledger.row(mask, 0, role)) | {by: name(key)})
+        return {"by": by, "rows": rows, "unknown_reason": ledger.unknown_reason}
+
+    async def experts(self, layer: int | None) -> dict[str, Any]:
+        """Per layer: heat of each expert (share of the layer's choices), what is resident, effective number."""
+        lines = self.ledger.expert_lines(*self.heat.counts.shape)
+        effective = self.heat.effective()
+        total = self.heat.counts.sum(axis=1)
+        chosen = range(len(lines)) if layer is None else [layer] if 0 <= layer < len(lines) else []
+        used, reason = self.heat.verdict()
+        return {
+            "used": used, "reason": reason,
+            "layers": [
+                {"layer": i, "resident": lines[i], "effective": round(float(effective[i]), 2),
+                 "heat": [round(float(c / total[i]), 5) if total[i] else 0.0 for c in self.heat.counts[i]]}
+                for i in chosen
+            ],
+        }  # fmt: skip

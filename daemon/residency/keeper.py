@@ -1,0 +1,186 @@
+"""The steady state: what was warm stays mapped, what is cold goes first, dense spans are locked; faults are counted.
+
+Owns remapping, giving back and locking. The order in which experts are cold comes from heat and from recent use.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hearthd.cyext.spans import ABSENT, FAILED, READY
+from numpy.typing import NDArray
+
+from .text import gib
+
+SLACK = 0.02  # of the budget: how far below it giving back goes, so that it is not called for every span
+RECENT_HALF_LIFE = 64.0  # tokens: what has just been used is likely to be used again
+
+
+class Keeper:
+    def __init__(self, mapping: Any, spans: Any, queue: Any, table: Any, ledger: Any) -> None:
+        self._mapping, self._spans, self._queue, self._ledger = mapping, spans, queue, ledger
+        self.nbytes = np.asarray(table.nbytes, dtype=np.int64)
+        self.file = np.asarray(table.file)
+        self.offset = np.asarray(table.offset, dtype=np.int64)
+        self.layer = np.asarray(table.layer)
+        self.expert = np.asarray(table.expert)
+        self._place = np.lexsort((table.offset, table.file)).argsort()
+        self.pinned = np.zeros(len(self.nbytes), dtype=bool)
+        self.recent: NDArray[np.float64] | None = None
+        self.remapped_bytes = 0
+        self.given_back_bytes = 0
+        self.lock_short = ""
+        self.minor_per_token = self.major_per_token = 0.0
+        self._faults: tuple[int, int] | None = None
+        self._tokens = 0.0
+        self._ready = np.zeros(len(self.nbytes), dtype=bool)
+
+    # -- dense spans -------------------------------------------------------------------------------------------------
+
+    def lock_dense(self, ids: NDArray[np.int32], room: int) -> int:
+        """mlock dense spans that are ready, while `room` bytes last; the bytes locked. Blocks.
+
+        Falling short of RLIMIT_MEMLOCK or of the room is said in `lock_short`.
+        """
+        locked = int(self.nbytes[self._ledger.locked].sum())
+        wanted = ids[(self._spans.state[ids] == READY) & ~self._ledger.locked[ids]]
+        for begin, end, members in self._runs(wanted):
+            size = int(end - begin)
+            if locked + size > room:
+                self.lock_short = f"{gib(locked)} of the dense spans are locked: more would leave experts no room"
+                break
+            try:
+                self._mapping.lock(int(self.file[members[0]]), begin, size)
+            except OSError as error:
+                if error.errno not in (errno.ENOMEM, errno.EPERM, errno.EAGAIN):
+                    raise
+                self.lock_short = (f"{gib(locked)} of {gib(int(self.nbytes[ids].sum()))} dense spans are locked: "
+                                   "RLIMIT_MEMLOCK allows no more")  # fmt: skip
+                break
+            self._ledger.locked[members] = True
+            locked += size
+        return locked
+
+    def _runs(self, ids: NDArray[np.int32]) -> list[tuple[int, int, NDArray[np.int32]]]:
+        """[begin, end) in the file and members of stretches of spans that lie side by side."""
+        if not len(ids):
+            return []
+        ids = ids[np.argsort(self._place[ids])]
+        end = self.offset[ids] + self.nbytes[ids]
+        gap = (self.file[ids[1:]] != self.file[ids[:-1]]) | (self.offset[ids[1:]] - end[:-1] >= 4096)
+        groups = np.split(ids, np.flatnonzero(gap) + 1)
+        return [(int(self.offset[g[0]]), int(self.offset[g[-1]] + self.nbytes[g[-1]]), g) for g in groups]
+
+    # -- decay -------------------------------------------------------------------------------------------------------
+
+    def about_to_look(self) -> None:
+        """Before the ledger measures: what is populated only afterwards has not decayed."""
+        self._ready = self._spans.state == READY
+
+    def decayed(self) -> NDArray[np.int32]:
+        """Spans that were populated and are no longer wholly mapped, by the ledger's last look."""
+        if self._ledger.unknown_reason:
+            return np.zeros(0, dtype=np.int32)
+        lost = self._ready & (self._spans.state == READY) & (self._ledger.mapped < self._ledger.nbytes)
+        return np.flatnonzero(lost).astype(np.int32)
+
+    def restore(self, ids: NDArray[np.int32], room: int) -> tuple[int, int]:
+        """Map decayed spans again: those still cached always, those lost while `room` bytes last; the rest becomes
+        absent, so that the next to need it waits for a populate instead of faulting. (bytes mapped, spans forgotten).
+
+        Blocks: for a worker thread between requests.
+        """
+        mapped = 0
+        keep = self._ledger.resident[ids] + np.uint64(4096) >= self._ledger.nbytes[ids]
+        lost = ids[~keep]
+        lost = lost[np.argsort(self.expert[lost] >= 0, kind="stable")]  # dense first
+        back = lost[np.cumsum(self.nbytes[lost]) <= room]
+        gone = np.setdiff1d(lost, back)
+        for begin, end, members in self._runs(np.concatenate((ids[keep], back))):
+            try:
+                self._mapping.populate(int(self.file[members[0]]), begin, end - begin, 0.75)
+                mapped += end - begin
+            except OSError:
+                gone = np.concatenate((gone, members))  # whoever needs it next gets the error with its byte
+        self.remapped_bytes += mapped
+        return mapped, self._queue.forget(gone.astype(np.int32)) if len(gone) else 0
+
+    # -- giving back -------------------------------------------------------------------------------------------------
+
+    def note_use(self, routed: NDArray[np.float64], tokens: float) -> None:
+        """Fresh counts [layers, experts] of experts used since the last time."""
+        if self.recent is None or self.recent.shape != routed.shape:
+            self.recent = np.zeros(routed.shape)
+        self.recent *= 0.5 ** (tokens / RECENT_HALF_LIFE)
+        self.recent += routed
+
+    def coldest(self, heat: NDArray[np.float64]) -> NDArray[np.int32]:
+        """Populated experts that may go, coldest first: long-term share plus recent share of their layer."""
+        ids = np.flatnonzero((self.expert >= 0) & (self._spans.state == READY) & ~self.pinned).astype(np.int32)
+        score = _share(heat)[self.layer[ids], self.expert[ids]]
+        if self.recent is not None:
+            score = score + _share(self.recent)[self.layer[ids], self.expert[ids]]
+        return ids[np.argsort(score, kind="stable")]
+
+    def over(self, budget: int) -> int:
+        """Bytes that what is populated exceeds the budget by; from the queue's states, cheap enough for 10 Hz."""
+        return int(self.nbytes[self._spans.state == READY].sum()) - budget
+
+    def trim(self, budget: int, heat: NDArray[np.float64]) -> int:
+        """Give the coldest experts back until what is populated fits; the bytes that left, measured. Blocks."""
+        excess = self.over(budget)
+        if excess <= 0:
+            return 0
+        ids = self.coldest(heat)
+        count = int(np.searchsorted(np.cumsum(self.nbytes[ids]), excess + int(budget * SLACK))) + 1
+        return self.give_back(ids[:count])
+
+    def give_back(self, ids: NDArray[np.int32]) -> int:
+        """Evict these spans; the bytes that left the cache."""
+        _, freed = self._queue.evict(ids[np.argsort(self._place[ids])])
+        self.given_back_bytes += freed
+        return int(freed)
+
+    def clear(self, ids: NDArray[np.int32]) -> int:
+        """Evict what of these is resident, whoever read it. Blocks."""
+        chosen = ids[np.isin(self._spans.state[ids], (READY, ABSENT, FAILED))]
+        return self.give_back(chosen)
+
+    # -- faults ------------------------------------------------------------------------------------------------------
+
+    def count_faults(self, tokens: float) -> None:
+        """Faults of all threads but the populate workers, per token; called with the tokens since the last time."""
+        now = thread_faults()
+        self._tokens += tokens
+        if self._faults is None:
+            self._faults = now
+            self._tokens = 0.0
+        elif self._tokens >= 1.0:
+            self.minor_per_token = max(now[0] - self._faults[0], 0) / self._tokens
+            self.major_per_token = max(now[1] - self._faults[1], 0) / self._tokens
+            self._faults, self._tokens = now, 0.0
+
+
+def _share(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    total = counts.sum(axis=1, keepdims=True)
+    return np.divide(counts, total, out=np.zeros_like(counts, dtype=np.float64), where=total > 0)
+
+
+def thread_faults(tasks: Path = Path("/proc/self/task")) -> tuple[int, int]:
+    """(minor, major) faults of this process's threads except populate workers, whose faults are the plan."""
+    minor = major = 0
+    for name in os.listdir(tasks):
+        try:
+            text = (tasks / name / "stat").read_text()
+        except OSError:
+            continue
+        comm, _, rest = text.partition("(")[2].rpartition(")")
+        if comm != "hd-populate":
+            words = rest.split()
+            minor += int(words[7])
+            major += int(words[9])
+    return minor, major

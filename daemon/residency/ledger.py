@@ -1,0 +1,190 @@
+"""What lies where, from the kernel's own books: per span, and added up per node and role.
+
+Owns the measuring and its cost. Where the kernel will not say, everything is unknown with a reason, never a guess.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import protocol
+
+PAGE = 4096
+LEVELS = "0123456789"
+EXACT_SPANS = 4096  # partly cached spans that are looked at page by page in one refresh; the others are right to a page
+
+
+def _outward(offset: NDArray[np.uint64], nbytes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Bytes of the pages that each range touches."""
+    page = np.uint64(PAGE)
+    return ((offset + nbytes + page - np.uint64(1)) // page - offset // page) * page
+
+
+class Ledger:
+    """Measured bytes per span: mapped, cached (in the page cache only), evicted_recently; uint64 [n], table order.
+
+    `refresh` asks: PAGEMAP_SCAN once per file for what is mapped; then cachestat over runs of spans that are not wholly
+    mapped, halving a run only where it is neither empty nor full. So a model that is deferred or warm costs a few
+    system calls, whatever its size; the dearest case is one where every other expert is cached by 4 KiB pages.
+    """
+
+    def __init__(self, mapping: Any, table: Any) -> None:
+        self._mapping = mapping
+        self.nbytes = np.asarray(table.nbytes, dtype=np.uint64)
+        self.layer = np.asarray(table.layer)
+        self.expert = np.asarray(table.expert)
+        n = len(self.nbytes)
+        self.order = np.lexsort((table.offset, table.file))
+        self._file = np.asarray(table.file, dtype=np.int32)[self.order]
+        self._offset = np.asarray(table.offset, dtype=np.uint64)[self.order]
+        self._bytes = self.nbytes[self.order]
+        self._runs = self._contiguous()
+        self.mapped = np.zeros(n, dtype=np.uint64)
+        self.cached = np.zeros(n, dtype=np.uint64)
+        self.evicted_recently = np.zeros(n, dtype=np.uint64)
+        self.locked = np.zeros(n, dtype=bool)  # set by whoever locks
+        self.node = np.zeros(n, dtype=np.int32)
+        self.unknown_reason = "not measured yet"
+        self.refresh_seconds = 0.0
+        self.calls = 0
+        self.measured_at = 0.0
+        self._cachestat = True
+        self._exact = 0
+
+    def _contiguous(self) -> list[tuple[int, int]]:
+        """[begin, end) of stretches of sorted spans without a gap of a page or more."""
+        if len(self._file) == 0:
+            return []
+        end = self._offset + self._bytes
+        gap = (self._file[1:] != self._file[:-1]) | (self._offset[1:] > end[:-1] + np.uint64(PAGE))
+        edges = [0, *(np.flatnonzero(gap) + 1).tolist(), len(self._file)]
+        return list(itertools.pairwise(edges))
+
+    @property
+    def resident(self) -> NDArray[np.uint64]:
+        return self.mapped + self.cached
+
+    def refresh(self) -> None:
+        """Measure everything again. Blocks: for a worker thread; releases the GIL in the kernel."""
+        started = time.perf_counter()
+        self.calls = 0
+        if self._mapping.blind:
+            self._give_up("a model file is neither ours nor writable: mincore and cachestat tell only its owner")
+        else:
+            try:
+                self._measure()
+                self.unknown_reason = ""
+            except OSError as error:
+                self._give_up(f"{error.filename}: {error.strerror}")
+        self.refresh_seconds = time.perf_counter() - started
+        self.measured_at = time.time()
+
+    def _give_up(self, reason: str) -> None:
+        self.unknown_reason = reason
+        for array in (self.mapped, self.cached, self.evicted_recently):
+            array[:] = 0
+
+    def _measure(self) -> None:
+        mapped = self._mapping.mapped(self._file, self._offset, self._bytes)
+        self.calls += 1
+        self._exact = EXACT_SPANS
+        cached = np.zeros_like(mapped)
+        evicted = np.zeros_like(mapped)
+        holes = mapped < self._bytes
+        for begin, end in self._runs:
+            inside = np.flatnonzero(np.diff(np.concatenate(([0], holes[begin:end].view(np.int8), [0]))))
+            for a, b in inside.reshape(-1, 2).tolist():
+                self._count(begin + a, begin + b, mapped, cached, evicted)
+        self.mapped[self.order] = mapped
+        self.cached[self.order] = cached - np.minimum(mapped, cached)
+        self.evicted_recently[self.order] = np.minimum(evicted, self._bytes - np.maximum(mapped, cached))
+
+    def _count(self, begin: int, end: int, mapped: Any, cached: Any, evicted: Any) -> None:
+        """Fill cached (including mapped) and evicted of sorted spans [begin, end), which lie side by side."""
+        if not self._cachestat:
+            cached[begin:end] = self._mapping.cached(
+                self._file[begin:end], self._offset[begin:end], self._bytes[begin:end]
+            )
+            self.calls += 1
+            return
+        stack = [(begin, end)]
+        while stack:
+            a, b = stack.pop()
+            if b - a <= 8:
+                file, offset, nbytes = self._file[a:b], self._offset[a:b], self._bytes[a:b]
+            else:
+                file, offset = self._file[a : a + 1], self._offset[a : a + 1]
+                nbytes = self._offset[b - 1 : b] + self._bytes[b - 1 : b] - offset
+            try:
+                counts = self._mapping.cachestat(file, offset, nbytes)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EPERM):
+                    raise
+                self._cachestat = False
+                self._count(begin, end, mapped, cached, evicted)
+                return
+            self.calls += len(file)
+            if b - a <= 8:
+                whole = counts[:, 0] == _outward(offset, nbytes)
+                cached[a:b] = np.where(whole, nbytes, np.minimum(counts[:, 0], nbytes))
+                evicted[a:b] = counts[:, 1]
+                partial = a + np.flatnonzero(~whole & (counts[:, 0] > 0))
+                if len(partial) and self._exact > 0:
+                    # Which pages are there decides how many bytes they hold of a span that begins within one.
+                    self._exact -= len(partial)
+                    cached[partial] = self._mapping.cached(
+                        self._file[partial], self._offset[partial], self._bytes[partial]
+                    )
+                    self.calls += len(partial)
+            elif counts[0, 0] == 0 and counts[0, 1] == 0:
+                pass
+            elif counts[0, 0] == _outward(offset, nbytes)[0]:
+                cached[a:b] = self._bytes[a:b]
+            else:
+                middle = (a + b) // 2
+                stack += [(a, middle), (middle, b)]
+
+    def rows(self) -> list[protocol.Bytes]:
+        """One per node and role."""
+        result = []
+        for node in sorted(set(self.node.tolist())) or [0]:
+            for role, chosen in (("dense", self.expert < 0), ("expert", self.expert >= 0)):
+                mask = chosen & (self.node == node)
+                if mask.any() or role == "dense":
+                    result.append(self.row(mask, node, role))
+        return result
+
+    def row(self, mask: NDArray[np.bool_], node: int, role: Any) -> protocol.Bytes:
+        """Bytes by state of the spans in a mask; the states add up to the total."""
+        total = int(self.nbytes[mask].sum())
+        row = protocol.Bytes(node=node, role=role, total=total)
+        if self.unknown_reason:
+            row.unknown = total
+            return row
+        row.mapped, row.cached = int(self.mapped[mask].sum()), int(self.cached[mask].sum())
+        row.deferred = total - row.mapped - row.cached
+        row.locked = int(self.mapped[mask & self.locked].sum())
+        row.evicted_recently = min(int(self.evicted_recently[mask].sum()), row.deferred)
+        return row
+
+    def expert_lines(self, layers: int, experts: int) -> list[str]:
+        """Per layer a character per expert: tenths resident, # when whole, ? when unknown."""
+        if experts == 0:
+            return []
+        if self.unknown_reason:
+            return ["?" * experts] * layers
+        total, here = np.zeros((2, layers, experts))
+        chosen = (self.expert >= 0) & (self.layer >= 0)
+        where = (self.layer[chosen], self.expert[chosen])
+        np.add.at(total, where, self.nbytes[chosen].astype(np.float64))
+        np.add.at(here, where, self.resident[chosen].astype(np.float64))
+        tenths = np.minimum(np.divide(here * 10, total, out=np.zeros_like(here), where=total > 0), 9).astype(int)
+        whole = (total > 0) & (here >= total)
+        return ["".join("#" if w else LEVELS[t] for t, w in zip(*pair, strict=True))
+                for pair in zip(tenths.tolist(), whole.tolist(), strict=True)]  # fmt: skip

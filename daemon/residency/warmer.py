@@ -1,0 +1,176 @@
+"""What is populated in the background, in which order: dense first, then experts as --experts and --warm say.
+
+Owns the plan and its progress. Reads nothing itself (the populate queue does) and measures nothing (the ledger does).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from hearthd.cyext.populate_queue import CURSOR, DEMAND, LOOKAHEAD, ROUTED, SWEEP
+from hearthd.cyext.spans import FAILED, READY
+from numpy.typing import NDArray
+
+from .heat import Heat
+
+WINDOW_LAYERS = 2  # how far the cursor runs ahead of the prefill
+LIKELY = 0.5  # chance of being used in this prefill from which on the cursor takes an expert along
+FILL = 0.97  # of the budget: what the sweep fills, so that a demand does not evict at once
+GENERATING_RATE = 0.5  # share of the best disk rate seen that the sweep may use beside running answers
+FIRST_RATE = 1.0e9  # before a rate has been seen
+EXACT, HALF, WHOLE = 2.0, 0.5, 0.0  # see hd_populate's cover
+
+Ids = NDArray[np.int32]
+
+
+class Warmer:
+    """experts: defer or eager; warm: auto, background, before-ready or off.
+
+    eager: experts belong to the first load like dense spans, in file order, and --warm says only who waits for it.
+    defer: they come when asked for, or by the sweep; `auto` sweeps all when all fits the budget, the hottest part when
+    it does not; `background` sweeps as much as fits, hot or not; `off` sweeps nothing.
+    """
+
+    def __init__(self, table: Any, spans: Any, queue: Any, heat: Heat, experts: str, warm: str) -> None:
+        self._queue = queue
+        self._spans = spans
+        self._heat = heat
+        self.experts, self.warm = experts, warm
+        self.nbytes = np.asarray(table.nbytes, dtype=np.int64)
+        self.layer = np.asarray(table.layer)
+        self.expert = np.asarray(table.expert)
+        unused = np.asarray(getattr(table, "unused", np.zeros(len(self.nbytes), bool)))
+        ids = np.arange(len(self.nbytes), dtype=np.int32)
+        self._place = np.lexsort((table.offset, table.file)).astype(np.int32).argsort()
+        self.dense: Ids = self._in_layer_order(ids[(self.expert < 0) & ~unused])
+        self.expert_ids: Ids = self._in_layer_order(ids[(self.expert >= 0) & ~unused])
+        self.planned = np.zeros(len(ids), dtype=bool)
+        self.asked = np.zeros(len(ids), dtype=bool)  # by an operator's `warm`, whatever the plan says
+        self.left_alone = np.zeros(len(ids), dtype=bool)  # by an operator's `defer`
+        self.scope = "nothing"
+        self.started = time.monotonic()
+        self.dense_seconds = 0.0
+        self.finished_seconds = 0.0
+        self.best_rate = 0.0
+        self._prefilling = False
+
+    def _in_layer_order(self, ids: Ids) -> Ids:
+        """What belongs to no layer first, then layer by layer, in a layer as it lies in the file."""
+        return ids[np.lexsort((self._place[ids], self.layer[ids]))]
+
+    # -- deciding ----------------------------------------------------------------------------------------------------
+
+    def fits(self, budget: int) -> bool:
+        return int(self.nbytes[self.dense].sum() + self.nbytes[self.expert_ids].sum()) <= budget
+
+    def by_heat(self) -> Ids:
+        """Experts, hottest first; layer order for equals, and throughout where heat stands aside."""
+        ids = self.expert_ids
+        if not len(ids) or not self._heat.verdict()[0]:
+            return ids
+        heat = self._heat.counts[self.layer[ids], self.expert[ids]]
+        return ids[np.argsort(-heat, kind="stable")]
+
+    def begin(self, budget: int) -> None:
+        """Dense spans now, at once. Cheap: called before anything else is ready."""
+        self.started = time.monotonic()
+        self._set_cover(budget)
+        self._queue.submit(CURSOR, self.dense)
+        self.planned[self.dense] = True
+        self.plan(budget)
+
+    def _set_cover(self, budget: int) -> None:
+        """Whole blocks where everything is wanted in the end; exact ranges where single experts must be given back."""
+        roomy = self.fits(budget) and (self.warm != "off" or self.experts == "eager")
+        for cls in (DEMAND, ROUTED, LOOKAHEAD):
+            self._queue.set_cover(cls, 0.75 if roomy else EXACT)
+        self._queue.set_cover(CURSOR, HALF if roomy else EXACT)
+        self._queue.set_cover(SWEEP, WHOLE if roomy else EXACT)
+
+    def plan(self, budget: int) -> None:
+        """Decide which experts are warmed, and hand them to the queue. Called again when heat or budget have moved."""
+        self._set_cover(budget)
+        fits = self.fits(budget)
+        room = int(budget * FILL) - int(self.nbytes[self.dense].sum())
+        if self.experts == "eager":
+            order, self.scope = self.expert_ids, "all experts" if fits else "the experts that fit, in file order"
+        elif self.warm == "off":
+            order, self.scope = self.expert_ids[:0], "nothing"
+        elif fits:
+            order, self.scope = self.by_heat(), "all experts"
+        elif self._heat.verdict()[0]:
+            order, self.scope = self.by_heat(), "the hottest experts that fit"
+        elif self.warm == "auto":
+            # Which part is hot is not known yet: what is asked for fills the memory better than a guess.
+            order, self.scope = self.expert_ids[:0], "experts as they are asked for (routing is not known yet)"
+        else:
+            order, self.scope = self.expert_ids, "the experts that fit, in layer order"
+        order = order[~self.left_alone[order]]
+        if not fits and len(order):
+            order = order[: int(np.searchsorted(np.cumsum(self.nbytes[order]), max(room, 0), side="right"))]
+        self._queue.cancel(SWEEP)
+        self.planned[:] = self.asked
+        self.planned[self.dense] = True
+        self.planned[order] = True
+        if self.experts == "eager":
+            self._queue.submit(CURSOR, order)
+        elif len(order):
+            self._queue.sweep(order)
+        again = np.flatnonzero(self.asked).astype(np.int32)
+        if len(again):
+            self._queue.sweep(again)
+        if not self.done():
+            self.finished_seconds = 0.0
+
+    def prefill(self, running: bool, tokens: int | None = None) -> None:
+        """While a prompt is read, the cursor's window goes with it and the sweep waits."""
+        self._prefilling = running
+        if not running:
+            self._queue.cancel(CURSOR) if self.experts != "eager" and self.dense_done() else None
+            self._queue.resume()
+            return
+        if self.warm == "off" or self.experts == "eager" or not len(self.expert_ids):
+            return
+        chance = 1 - (1 - self._heat.shares()) ** (tokens or 512)
+        ids = self.expert_ids[~self.left_alone[self.expert_ids]]
+        likely = ids[chance[self.layer[ids], self.expert[ids]] >= LIKELY]
+        self._queue.set_plan(likely, WINDOW_LAYERS)
+        self._queue.pause((SWEEP,))
+
+    def brake(self, generating: bool) -> None:
+        """Beside running answers the sweep takes only a share of the disk."""
+        if not generating or self.warm == "before-ready":
+            self._queue.set_rate(0.0)
+        else:
+            self._queue.set_rate((self.best_rate or FIRST_RATE) * GENERATING_RATE)
+
+    # -- progress ----------------------------------------------------------------------------------------------------
+
+    def _settled(self) -> NDArray[np.bool_]:
+        state = self._spans.state
+        return (state == READY) | (state == FAILED)
+
+    def dense_done(self) -> bool:
+        return bool(self._settled()[self.dense].all())
+
+    def done(self) -> bool:
+        return bool(self._settled()[self.planned].all())
+
+    def progress(self) -> dict[str, Any]:
+        """Bytes planned, populated and failed, percent, seconds, rate over all of it."""
+        state = self._spans.state
+        planned = int(self.nbytes[self.planned].sum())
+        ready = int(self.nbytes[self.planned & (state == READY)].sum())
+        failed = int(self.nbytes[self.planned & (state == FAILED)].sum())
+        if self.dense_seconds == 0.0 and self.dense_done():
+            self.dense_seconds = time.monotonic() - self.started
+        if self.finished_seconds == 0.0 and ready + failed >= planned:
+            self.finished_seconds = time.monotonic() - self.started
+        seconds = self.finished_seconds or time.monotonic() - self.started
+        return {
+            "scope": self.scope, "planned_bytes": planned, "ready_bytes": ready, "failed_bytes": failed,
+            "percent": 100.0 * ready / planned if planned else 100.0, "seconds": seconds,
+            "rate": ready / seconds if seconds else 0.0, "dense_seconds": self.dense_seconds,
+        }  # fmt: skip

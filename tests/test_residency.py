@@ -1,0 +1,365 @@
+"""Residency's policy on files of our own: what every combination of options does, and that shown is what is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+from hearthd.cyext.mapping import Mapping
+from hearthd.cyext.populate_queue import PopulateQueue
+from hearthd.cyext.spans import READY, Spans
+from hearthd.daemon import protocol
+from hearthd.daemon.residency import Residency
+from hearthd.daemon.residency.budget import Budgeter
+from hearthd.daemon.residency.heat import Heat
+
+from .pages import PAGE, cached_pages, cold_file
+
+MIB = 1 << 20
+LAYERS, EXPERTS, EXPERT_BYTES = 4, 8, 256 << 10
+
+
+class Engine:
+    def __init__(self) -> None:
+        self.expert_counts = np.zeros((LAYERS, EXPERTS), dtype=np.uint64)
+        self.layer = -1
+
+
+class House:
+    """Per layer one dense span of 1 MiB and 8 experts of 256 KiB: 4 MiB dense, 8 MiB of experts."""
+
+    def __init__(self, directory: Path, *, budget: int = 1 << 40, **options: Any) -> None:
+        self.path = cold_file(directory / "model", LAYERS * 3 * MIB)
+        layer = np.repeat(np.arange(LAYERS), 1 + EXPERTS).astype(np.int32)
+        expert = np.tile(np.arange(-1, EXPERTS), LAYERS).astype(np.int32)
+        nbytes = np.where(expert < 0, MIB, EXPERT_BYTES).astype(np.uint64)
+        n = len(layer)
+        self.table = SimpleNamespace(
+            file=np.zeros(n, np.int32), offset=np.concatenate(([0], np.cumsum(nbytes)[:-1])).astype(np.uint64),
+            nbytes=nbytes, layer=layer, expert=expert, part=np.where(expert < 0, -1, 0), tensor=layer,
+            names=[f"t{i}" for i in range(LAYERS)], n_expert=EXPERTS,
+        )  # fmt: skip
+        self.model = SimpleNamespace(
+            identity="feed", hyper=lambda key, default=None: {"expert_count": EXPERTS, "expert_used_count": 2}.get(key)
+        )
+        self.options = SimpleNamespace(**{
+            "experts": "defer", "warm": "auto", "memory_budget": str(budget),
+            "state_directory": str(directory / "state"),
+        } | options)  # fmt: skip
+        self.mapping = Mapping([self.path])
+        self.spans = Spans(self.mapping, self.table.file, self.table.offset, nbytes, layer)
+        self.queue = PopulateQueue(self.spans, workers=2)
+        self.engine = Engine()
+        fake = machine(directory, available=1 << 30)
+        self.events: list[protocol.EventNow] = []
+        self.residency = Residency(
+            self.model, self.table, self.mapping, self.spans, self.queue, self.engine, self.options,
+            Budgeter(self.options.memory_budget, proc=fake / "proc", cgroup=fake / "cgroup"),
+        )  # fmt: skip
+        self.residency.on_event = self.events.append
+
+    def oracle(self, mask: np.ndarray) -> int:
+        """Bytes of the spans in a mask that an independent mincore finds cached."""
+        truth = np.repeat(cached_pages(self.path), PAGE)
+        return sum(int(truth[int(o) : int(o + b)].sum()) for o, b in
+                   zip(self.table.offset[mask], self.table.nbytes[mask], strict=True))  # fmt: skip
+
+    @property
+    def experts_here(self) -> int:
+        return self.oracle(self.table.expert >= 0)
+
+    async def until(self, condition: Any) -> None:
+        with trio.fail_after(10):
+            while not condition():  # noqa: ASYNC110 (the kernel tells no events)
+                await trio.sleep(0.01)
+
+    def close(self) -> None:
+        self.queue.close()
+        self.mapping.close()
+
+
+def machine(directory: Path, *, total: int = 2 << 30, available: int = 1 << 30) -> Path:
+    """A fake /proc and /sys/fs/cgroup without limits."""
+    (directory / "proc" / "self").mkdir(parents=True, exist_ok=True)
+    (directory / "cgroup").mkdir(exist_ok=True)
+    (directory / "proc" / "meminfo").write_text(f"MemTotal: {total >> 10} kB\nMemAvailable: {available >> 10} kB\n")
+    (directory / "proc" / "self" / "cgroup").write_text("")
+    return directory
+
+
+@pytest.fixture
+def houses(tmp_path: Path) -> Iterator[Any]:
+    made: list[House] = []
+
+    def make(**options: Any) -> House:
+        directory = tmp_path / str(len(made))
+        directory.mkdir()
+        made.append(House(directory, **options))
+        if cached_pages(made[-1].path).any():
+            pytest.skip("the file system of the temporary directory keeps dropped pages (tmpfs?)")
+        return made[-1]
+
+    yield make
+    for house in made:
+        house.close()
+
+
+@pytest.mark.parametrize("warm", ["auto", "background", "before-ready", "off"])
+@pytest.mark.parametrize("experts", ["defer", "eager"])
+async def test_every_combination_of_options_means_what_it_says(houses: Any, experts: str, warm: str) -> None:
+    house = houses(experts=experts, warm=warm)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.residency.run)
+        await house.until(house.residency.warmed)
+        await trio.sleep(0.15)
+        everything = experts == "eager" or warm != "off"
+        assert house.oracle(house.table.expert < 0) == LAYERS * MIB
+        if everything:
+            assert house.experts_here == LAYERS * 2 * MIB
+        else:
+            assert (house.spans.state[house.table.expert >= 0] != READY).all()
+        assert house.residency.state == ("warm" if everything else "serving-cold")
+        nursery.cancel_scope.cancel()
+    codes = {warning.code for warning in house.residency.warnings}
+    assert ("eager-without-warm" in codes) == (experts == "eager" and warm == "off")
+
+
+async def test_states_and_start_line_are_told_as_they_come(houses: Any) -> None:
+    house = houses()
+    assert house.residency.state == "mapped"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.residency.run)
+        await house.until(lambda: house.residency.state == "warm")
+        await house.until(lambda: house.residency.ledger.measured_at > 0)
+        nursery.cancel_scope.cancel()
+    states = [event.state for event in house.events if event.code == "state"]
+    assert states[0] == "serving-cold" and states[-1] == "warm"
+    line = house.residency.start_line()
+    assert line.startswith("dense 4.00 MiB populated in ") and "warming in background (budget " in line
+    progress = house.residency.status()["warm"]
+    assert progress["percent"] == 100 and progress["ready_bytes"] == LAYERS * 3 * MIB and progress["rate"] > 0
+
+
+async def test_what_is_shown_equals_an_independent_mincore(houses: Any) -> None:
+    house = houses(warm="off")
+    chosen = [1, 2, 3, 12, 20, 33]
+    for cls in range(5):
+        house.queue.set_cover(cls, 2.0)
+    house.queue.submit(0, chosen)
+    house.queue.drain(0, 5)
+    fd = os.open(house.path, os.O_RDONLY)  # cached by somebody else: not mapped
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    os.pread(fd, 2 * PAGE, 6 * MIB)
+    os.close(fd)
+    await trio.to_thread.run_sync(house.residency.ledger.refresh)
+    now = house.residency.snapshot()
+    for row in now.rows:
+        mask = (house.table.expert < 0) == (row.role == "dense")
+        assert row.mapped + row.cached == house.oracle(mask)
+        assert row.mapped + row.cached + row.deferred + row.unknown == row.total
+    assert [row.mapped for row in now.rows] == [0, 6 * EXPERT_BYTES] and now.rows[0].cached == 2 * PAGE
+    assert now.experts == ["###00000", "00#00000", "0#000000", "00000#00"]
+
+
+async def test_over_the_budget_the_coldest_go_first_and_dense_stays(houses: Any) -> None:
+    house = houses(budget=6 * MIB, warm="off")
+    house.engine.expert_counts[:] = np.arange(EXPERTS, 0, -1) ** 3
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.residency.run)
+        await house.until(house.residency.warmed)
+        for expert in range(EXPERTS):
+            house.queue.submit(0, np.flatnonzero(house.table.expert == expert))
+        house.queue.drain(0, 5)
+        await house.until(lambda: house.residency.keeper.over(6 * MIB) <= 0 and house.residency.keeper.given_back_bytes)
+        nursery.cancel_scope.cancel()
+    ready = house.spans.state == READY
+    assert ready[house.table.expert < 0].all() and ready[house.table.expert == 0].all()
+    assert not ready[house.table.expert > 1].any()
+    assert house.experts_here <= 2 * MIB
+
+
+async def test_what_does_not_fit_is_warmed_by_heat_or_left_until_asked(houses: Any) -> None:
+    house = houses(budget=6 * MIB)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.residency.run)
+        await house.until(house.residency.warmed)
+        assert house.experts_here == 0 and "not known" in house.residency.warmer.scope
+        house.engine.expert_counts[:, 5] = 1000
+        house.engine.expert_counts[:, 2] = 900
+        await house.until(lambda: "hottest" in house.residency.warmer.scope)
+        await house.until(house.residency.warmed)
+        nursery.cancel_scope.cancel()
+    ready = np.flatnonzero(house.spans.state == READY)
+    assert sorted(set(house.table.expert[ready].tolist())) == [-1, 2, 5]
+
+
+async def test_pages_that_the_kernel_took_are_mapped_again_between_requests(houses: Any) -> None:
+    house = houses()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.residency.run)
+        await house.until(lambda: house.residency.state == "warm")
+        house.engine.layer = 0
+        await house.until(lambda: house.residency.ledger.measured_at > 0)
+        house.mapping.evict(0, 5 * MIB, 2 * MIB)  # behind the queue's back
+        await house.until(lambda: len(house.residency.keeper.decayed()) > 0)
+        before = house.residency.keeper.remapped_bytes
+        await house.until(lambda: len(house.residency.keeper.decayed()) > 0)
+        assert house.residency.keeper.remapped_bytes == before == 0  # a step is running
+        house.engine.layer = -1
+        await house.until(lambda: house.experts_here == LAYERS * 2 * MIB and not len(house.residency.keeper.decayed()))
+        nursery.cancel_scope.cancel()
+    assert house.residency.keeper.remapped_bytes >= 2 * MIB
+
+
+async def test_warm_defer_and_pin_by_selection(houses: Any) -> None:
+    house = houses(warm="off")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.residency.run)
+        await house.until(house.residency.warmed)
+        steps: list[tuple[int, int]] = []
+        result = await house.residency.warm(
+            protocol.Selection(layers=[1, 2], experts=[3]), wait=True, progress=lambda a, b, _: steps.append((a, b))
+        )
+        assert (result["spans"], result["failed"]) == (2, 0) and steps[-1] == (2 * EXPERT_BYTES, 2 * EXPERT_BYTES)
+        await house.residency.pin(protocol.Selection(layers=[1], experts=[3]))
+        freed = await house.residency.defer(protocol.Selection())
+        nursery.cancel_scope.cancel()
+    ready = np.flatnonzero((house.spans.state == READY) & (house.table.expert >= 0))
+    assert house.table.layer[ready].tolist() == [1] and freed["freed_bytes"] >= EXPERT_BYTES
+
+
+async def test_the_window_goes_with_the_prefill_and_the_sweep_waits(houses: Any) -> None:
+    house = houses(budget=11 * MIB)
+    house.residency.begin()
+    await house.until(house.residency.warmer.dense_done)
+    house.residency.prefill_started(512)
+    house.queue.progress(0)
+    await house.until(house.queue.idle)
+    chosen = house.table.expert >= 0
+    experts_of = [house.spans.state[(house.table.layer == layer) & chosen] for layer in range(LAYERS)]
+    assert [bool((state == READY).all()) for state in experts_of] == [True, True, True, False]
+    house.residency.prefill_finished()
+
+
+def test_heat_decays_orders_and_says_when_it_is_no_use() -> None:
+    heat = Heat(1, 4, 2, half_life=100)
+    assert heat.update(np.array([[60, 20, 0, 0]], dtype=np.uint64)) == 40
+    assert heat.verdict()[0]
+    assert heat.effective()[0] == pytest.approx(np.exp(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25))))
+    heat.update(np.array([[60, 20, 200, 0]], dtype=np.uint64))
+    assert heat.counts[0].tolist() == [30, 10, 200, 0]
+    assert heat.update(np.array([[60, 20, 200, 0]], dtype=np.uint64)) == 0
+    even = Heat(1, 4, 2)
+    assert even.verdict()[0] is False
+    even.update(np.full((1, 4), 100, dtype=np.uint64))
+    used, reason = even.verdict()
+    assert not used and "uniform" in reason and np.allclose(even.shares(), 0.5)
+
+
+def test_heat_on_disk_is_whole_or_not_there_and_ages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heat = Heat(2, 4, 2)
+    heat.update(np.arange(8, dtype=np.uint64).reshape(2, 4) * np.uint64(100))
+    path = tmp_path / "state" / "heat"
+    heat.save(path, "one")
+
+    def torn(*_: Any) -> None:
+        raise OSError("killed here")
+
+    monkeypatch.setattr(os, "replace", torn)
+    heat.counts += 1000
+    with pytest.raises(OSError):
+        heat.save(path, "one")
+    monkeypatch.undo()
+    assert os.listdir(path.parent) == ["heat"]
+    later = os.stat(path).st_mtime + 14 * 86400
+    monkeypatch.setattr("time.time", lambda: later)
+    fresh = Heat(2, 4, 2)
+    assert fresh.load(path, "one") == ""
+    assert np.allclose(fresh.counts, np.arange(8).reshape(2, 4) * 50, rtol=1e-4)
+    assert "another model" in Heat(2, 4, 2).load(path, "two")
+    assert "size" in Heat(2, 5, 2).load(path, "one")
+    path.write_bytes(path.read_bytes()[:-3])
+    assert "size" in Heat(2, 4, 2).load(path, "one")
+    path.write_bytes(b"\xff\xfe rubbish")
+    assert "cannot be read" in Heat(2, 4, 2).load(path, "one")
+
+
+async def test_heat_is_saved_when_the_run_ends_and_taken_up_by_the_next(houses: Any, tmp_path: Path) -> None:
+    house = houses(state_directory=str(tmp_path / "s"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.residency.run)
+        house.engine.expert_counts[:, 1] = 500
+        await house.until(lambda: house.residency.heat.tokens() > 0)
+        nursery.cancel_scope.cancel()
+    again = houses(state_directory=str(tmp_path / "s"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(again.residency.run)
+        nursery.cancel_scope.cancel()
+    assert again.residency.warmer.by_heat()[:LAYERS].tolist() == np.flatnonzero(again.table.expert == 1).tolist()
+    assert again.residency.status()["heat"]["used"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"), [("auto", 0.8), ("50%", 0.5), ("512M", 0.25), ("1.5GiB", 0.75), (str(1 << 20), 2**-11)]
+)
+def test_the_budget_as_asked(tmp_path: Path, setting: str, expected: float) -> None:
+    fake = machine(tmp_path, total=2 << 30, available=2 << 30)
+    assert Budgeter(setting, fake / "proc", fake / "cgroup").read().bytes == int(expected * (2 << 30))
+
+
+def test_the_narrowest_limit_counts(tmp_path: Path) -> None:
+    fake = machine(tmp_path, total=64 << 30, available=32 << 30)
+    budgeter = Budgeter("auto", fake / "proc", fake / "cgroup")
+    assert budgeter.read().reason == "MemAvailable"
+    assert budgeter.read().bytes == (32 << 30) - (2 << 30)
+    # version 1: our own group and what is above it; pages of files do not count as used
+    own = fake / "cgroup" / "memory" / "a" / "b"
+    own.mkdir(parents=True)
+    (fake / "proc" / "self" / "cgroup").write_text("4:memory:/a/b\n0::/\n")
+    (own / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (own.parent / "memory.limit_in_bytes").write_text(f"{3 << 30}\n")
+    (own.parent / "memory.usage_in_bytes").write_text(f"{2 << 30}\n")
+    (own.parent / "memory.stat").write_text(f"total_inactive_file {1 << 30}\ntotal_active_file {512 << 20}\n")
+    found = budgeter.read()
+    assert found.reason == "memory.limit_in_bytes"
+    assert found.bytes == (3 << 30) - (512 << 20) - int((3 << 30) * 0.04)
+    # version 2
+    v2 = fake / "cgroup" / "service"
+    v2.mkdir()
+    (fake / "cgroup" / "cgroup.controllers").write_text("memory\n")
+    (fake / "proc" / "self" / "cgroup").write_text("0::/service\n")
+    (v2 / "memory.max").write_text("max\n")
+    (v2 / "memory.high").write_text(f"{1 << 30}\n")
+    (v2 / "memory.current").write_text(f"{900 << 20}\n")
+    (v2 / "memory.stat").write_text(f"inactive_file 0\nactive_file {800 << 20}\n")
+    found = budgeter.read()
+    assert found.reason == "memory.high" and found.bytes == (1 << 30) - (100 << 20) - (64 << 20)
+
+
+def test_pressure_takes_steps_and_quiet_gives_them_back(tmp_path: Path) -> None:
+    fake = machine(tmp_path, total=2 << 30, available=2 << 30)
+    pressure = fake / "proc" / "pressure"
+    pressure.mkdir()
+    (pressure / "memory").write_text("some avg10=35.00 avg60=0 avg300=0 total=1\nfull avg10=0.00 total=0\n")
+    budgeter = Budgeter("1G", fake / "proc", fake / "cgroup")
+    assert budgeter.brake(100.0, 0, 1 << 30) and not budgeter.brake(100.5, 0, 1 << 30)
+    assert budgeter.brake(101.0, 0, 1 << 30)
+    assert budgeter.read().held_back == (1 << 30) // 8
+    (pressure / "memory").write_text("some avg10=0.00 avg60=0 avg300=0 total=1\n")
+    assert not budgeter.brake(102.0, 0, 1 << 30)
+    assert budgeter.brake(102.0, 100 << 20, 1 << 30)  # the kernel evicts what we would have used
+    assert budgeter.brake(140.0, 0, 1 << 30)
+    assert budgeter.read().held_back == (1 << 30) // 8
+
+
+def test_the_audit_names_what_does_not_match(houses: Any) -> None:
+    house = houses(experts="eager", budget=5 * MIB)
+    assert {w.code for w in house.residency.warnings} == {"eager-over-budget"}
+    house = houses(budget=2 * MIB)
+    assert {w.code for w in house.residency.warnings} == {"budget-below-dense"}
