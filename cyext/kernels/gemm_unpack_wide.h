@@ -90,6 +90,37 @@ static inline void turn(vi out[4], const uint8_t *p, size_t stride)
     out[3] = PER(unpackhi_epi64)(t[1], t[3]);
 }
 
+/* The same for 32 bytes: out[0..7]. */
+static inline void turn32(vi out[8], const uint8_t *p, size_t stride)
+{
+#ifdef __AVX512F__
+    vi r[8], t[8], u[8];
+    const uint8_t *p4 = p + 4 * stride;
+#define AT(q) _mm256_loadu_si256((const __m256i *)(const void *)((q) + i * stride))
+    for (size_t h = 0; h < 2; h++, p += 8 * stride, p4 += 8 * stride)
+        for (size_t i = 0; i < 4; i++) r[4 * h + i] = _mm512_inserti64x4(_mm512_castsi256_si512(AT(p)), AT(p4), 1);
+#undef AT
+    for (int h = 0; h < 8; h += 4) {
+        t[h] = _mm512_unpacklo_epi32(r[h], r[h + 1]);
+        t[h + 1] = _mm512_unpackhi_epi32(r[h], r[h + 1]);
+        t[h + 2] = _mm512_unpacklo_epi32(r[h + 2], r[h + 3]);
+        t[h + 3] = _mm512_unpackhi_epi32(r[h + 2], r[h + 3]);
+        u[h] = _mm512_unpacklo_epi64(t[h], t[h + 2]);
+        u[h + 1] = _mm512_unpackhi_epi64(t[h], t[h + 2]);
+        u[h + 2] = _mm512_unpacklo_epi64(t[h + 1], t[h + 3]);
+        u[h + 3] = _mm512_unpackhi_epi64(t[h + 1], t[h + 3]);
+    }
+    /* 128-bit lanes of u[j]: dword j of rows 0-3, dword j + 4 of rows 0-3, the same of rows 4-7; of u[j + 4]: rows 8-15 */
+    for (int j = 0; j < 4; j++) {
+        out[j] = _mm512_shuffle_i32x4(u[j], u[j + 4], 0x88);
+        out[j + 4] = _mm512_shuffle_i32x4(u[j], u[j + 4], 0xdd);
+    }
+#else
+    turn(out, p, stride);
+    turn(out + 4, p + 16, stride);
+#endif
+}
+
 /* Halves at p + i * stride as floats. */
 static inline vf halves_at(const uint8_t *p, size_t stride)
 {
@@ -127,12 +158,12 @@ static void panel_q4_k(uint8_t *panel, const uint8_t *w, size_t row_bytes, int32
             vi v[4];
             turn(v, p, row_bytes);
             k_scales(scales + WIDE * g, mins + WIDE * g, v);
-            for (int c = 0; c < 8; c++) { /* 16 bytes: 16 columns of sub-block 2(c/2), 16 of the next */
-                uint8_t *a = q + (c / 2) * 2048 + (c & 1) * 512;
-                turn(v, p + 16 + 16 * c, row_bytes);
-                for (int j = 0; j < 4; j++) {
-                    put(a + j * 128, AND(v[j], nibble));
-                    put(a + j * 128 + 1024, AND(SHR(v[j], 4), nibble));
+            for (int c = 0; c < 4; c++, q += 2048) { /* 32 bytes: the columns of sub-blocks 2c and 2c + 1 */
+                vi b[8];
+                turn32(b, p + 16 + 32 * c, row_bytes);
+                for (int j = 0; j < 8; j++) {
+                    put(q + j * 128, AND(b[j], nibble));
+                    put(q + j * 128 + 1024, AND(SHR(b[j], 4), nibble));
                 }
             }
         }
@@ -150,19 +181,15 @@ static void panel_q5_k(uint8_t *panel, const uint8_t *w, size_t row_bytes, int32
             vi v[4], h[8], low[8];
             turn(v, p, row_bytes);
             k_scales(scales + WIDE * g, mins + WIDE * g, v);
-            turn(h, p + 16, row_bytes);
-            turn(h + 4, p + 32, row_bytes);
+            turn32(h, p + 16, row_bytes);
 #pragma GCC unroll 8
-            for (int s = 0; s < 8; s++) /* bit s of a high byte belongs to sub-block s */
-                for (int c = 0; c < 2; c++) {
-                    uint8_t *a = q + s * 1024 + c * 512;
-                    if (!(s & 1)) turn(low + 4 * c, p + 48 + 16 * s + 16 * c, row_bytes);
-                    for (int j = 0; j < 4; j++) {
-                        vi top = h[4 * c + j], v = low[4 * c + j];
-                        top = AND(s < 4 ? SHL(top, 4 - s) : SHR(top, s - 4), bit);
-                        put(a + j * 128, OR(AND(s & 1 ? SHR(v, 4) : v, nibble), top));
-                    }
+            for (int s = 0; s < 8; s++) { /* bit s of a high byte belongs to sub-block s */
+                if (!(s & 1)) turn32(low, p + 48 + 16 * s, row_bytes);
+                for (int j = 0; j < 8; j++) {
+                    vi top = AND(s < 4 ? SHL(h[j], 4 - s) : SHR(h[j], s - 4), bit);
+                    put(q + s * 1024 + j * 128, OR(AND(s & 1 ? SHR(low[j], 4) : low[j], nibble), top));
                 }
+            }
         }
 }
 
@@ -185,8 +212,8 @@ static void panel_q6_k(uint8_t *panel, const uint8_t *w, size_t row_bytes, int32
                 put_f(scale + j * 128, v_mul(TO_FLOAT(s), d));
             }
             for (int half = 0; half < 2; half++) {
-                for (int c = 0; c < 4; c++) turn(low + 4 * c, p + 64 * half + 16 * c, row_bytes);
-                for (int c = 0; c < 2; c++) turn(h + 4 * c, p + 128 + 32 * half + 16 * c, row_bytes);
+                for (int c = 0; c < 2; c++) turn32(low + 8 * c, p + 64 * half + 32 * c, row_bytes);
+                turn32(h, p + 128 + 32 * half, row_bytes);
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++)
                     for (int j = 0; j < 8; j++) {
@@ -206,12 +233,10 @@ static void panel_q8_0(uint8_t *panel, const uint8_t *w, size_t row_bytes, int32
     for (; kc > 0; kc -= 32, w += 34, panel += 1024, scale += 128)
         for (int g = 0; g < 32 / HD_LANES; g++) {
             const uint8_t *p = w + (size_t)(HD_LANES * g) * row_bytes;
-            vi v[4];
+            vi v[8];
             put_f(scale + WIDE * g, halves_at(p, row_bytes));
-            for (int c = 0; c < 2; c++) {
-                turn(v, p + 2 + 16 * c, row_bytes);
-                for (int j = 0; j < 4; j++) put(panel + WIDE * g + c * 512 + j * 128, XOR(v[j], sign));
-            }
+            turn32(v, p + 2, row_bytes);
+            for (int j = 0; j < 8; j++) put(panel + WIDE * g + j * 128, XOR(v[j], sign));
         }
 }
 
