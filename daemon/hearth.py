@@ -11,15 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import trio
-
 from hearthd.cyext.mapping import Mapping
 from hearthd.cyext.populate_queue import PopulateQueue
 from hearthd.cyext.spans import Spans
 
-from . import endpoints, protocol, topology
-from .config import Config, parse_budget
+from . import protocol, topology
+from .config import Config
 from .model.gguf import ModelError, open_model
 from .model.sampling import Sampler
 from .model.spans import SpanTable

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-
 from hearthd.daemon import cli, config, ctl, endpoints, exit_codes, security
 
 from .conftest import daemons

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import trio
-
 from hearthd.daemon import client, protocol
 
 from .conftest import daemons

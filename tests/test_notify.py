@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from hearthd.daemon import logs, notify
 
 from .conftest import ROOT

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import zmq
+from hearthd.daemon import control, protocol
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from hearthd.daemon import control, protocol
 
 OPS = sorted(str(tag) for tag in control.KNOWN if tag != "shutdown")
 FIELDS = ("id", "v", "prompt", "tokens", "max_tokens", "sampling", "stop", "ignore_eos", "stream", "messages", "tools",
@@ -26,7 +25,7 @@ json_values = st.recursive(
 )
 messages = st.fixed_dictionaries(
     {"op": st.sampled_from(OPS) | json_values},
-    optional={field: json_values for field in FIELDS} | {"nobody knows this": json_values},
+    optional=dict.fromkeys(FIELDS, json_values) | {"nobody knows this": json_values},
 ).map(lambda message: json.dumps(message).encode())
 requests = st.sampled_from(
     [
