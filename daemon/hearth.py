@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -21,6 +20,7 @@ from .config import Config
 from .model.gguf import ModelError, open_model
 from .model.sampling import Sampler
 from .model.spans import SpanTable
+from .residency import Residency
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +34,10 @@ class Hearth:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._prepared = trio.Event()
-        self.on_event: Callable[[protocol.EventNow], None] = lambda event: None
         self.engine: Any = None
         self.tokenizer: Any = None
         self.template: Any = None
-        self.residency: Any = None
-        self.warnings: list[protocol.Warning_] = []
+        self._warnings: list[protocol.Warning_] = []
 
         self.model = open_model(config.model)
         self.table = SpanTable.build(self.model)
@@ -50,6 +48,9 @@ class Hearth:
         self.queue = PopulateQueue(self.spans, workers=populate_workers(), piece=PIECE)
         self.threads = config.threads or topology.physical_cores()
         self.info = self._info()
+        self.residency = Residency(
+            self.model, self.table, self.mapping, self.spans, self.queue, None, config
+        )
         self._audit()
 
     def _info(self) -> protocol.ModelInfo:
@@ -73,36 +74,44 @@ class Hearth:
         )
 
     def _audit(self) -> None:
-        """Compare what the metadata promises with what was found; an option without effect gets one warning."""
+        """What an option cannot do here gets one warning; residency's audit adds those about the model's bytes."""
         config, info = self._config, self.info
-        if not info.experts and config.experts == "defer":
-            self._warn("defer-no-experts", "the model has no experts: there is nothing to defer, all of it is dense")
-        promised = int(self.model.hyper("expert_count", 0) or 0)
-        if promised != info.experts:
-            self._warn("experts-differ", f"the metadata promises {promised} experts a layer, {info.experts} were found")
         if info.context < config.context:
-            self._warn("context-cut", f"the model was trained for {info.context} tokens: context is {info.context}, "
-                       f"not {config.context}")  # fmt: skip
+            text = f"the model was trained for {info.context} tokens: context is {info.context}, not {config.context}"
+            self._warn("context-cut", text)
         cores = len(os.sched_getaffinity(0))
         if self.threads > cores:
             self._warn("threads-over", f"{self.threads} threads on {cores} processors take turns and get slower")
-        if config.numa != "off" and len(list(topology.NODES.glob("node[0-9]*"))) < 2:
-            self._warn("numa-one-node", f"the machine has one node: --numa {config.numa} has no effect")
-        if self.mapping.blind:
-            self._warn("residency-unknown", "the kernel does not tell what is resident of a file that is not ours")
+
+        if config.numa != "off":
+            nodes = len(list(topology.NODES.glob("node[0-9]*")))
+            if nodes < 2:
+                self._warn("numa-one-node", f"the machine has one node: numa = {config.numa} has no effect")
+            else:
+                self._warn("numa-not-placed", f"numa = {config.numa} has no effect: pages lie where they were read")
 
     def _warn(self, code: str, message: str) -> None:
-        self.warnings.append(protocol.Warning_(code=code, message=message))
+        self._warnings.append(protocol.Warning_(code=code, message=message))
+
+    @property
+    def warnings(self) -> list[protocol.Warning_]:
+        """All so far."""
+        return self._warnings + list(self.residency.warnings)
 
     # -- the second act ----------------------------------------------------------------------------------------------
 
+    def begin(self, on_event: Any) -> None:
+        """Populating begins: dense spans at once. Events go to `on_event` from now on."""
+        self.residency.on_event = on_event
+        self.residency.begin()
+
     async def prepare(self) -> None:
-        """Tokenizer, engine and residency, beside the event loop. Raises ModelError."""
+        """Tokenizer and engine, beside the event loop. Raises ModelError."""
         started = time.monotonic()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, self._make_tokenizer)
             nursery.start_soon(trio.to_thread.run_sync, self._make_engine)
-        self._make_residency()
+        self.residency.attach(self.engine)
         log.debug("tokenizer and engine after %.2f s more", time.monotonic() - started)
         self._prepared.set()
 
@@ -146,40 +155,31 @@ class Hearth:
             isa=os.environ.get("HEARTHD_ISA") or None,
         )
 
-    def _make_residency(self) -> None:
-        try:
-            from .residency import Residency
-        except ImportError:
-            return
-
-        self.residency = Residency(
-            self.model, self.table, self.mapping, self.spans, self.queue, self.engine, self._config
-        )
-        self.residency.on_event = lambda event: self.on_event(event)
-
     # -- what the service asks ---------------------------------------------------------------------------------------
 
     def new_sampler(self, sampling: protocol.Sampling) -> Sampler:
         """Raises SamplingError (a ValueError) for a parameter out of range."""
         return Sampler(sampling, self.engine.hyper.n_vocab)
 
-    def prefill(self, running: bool) -> None:
-        """A step that reads a prompt begins or has ended."""
-        if self.residency is not None:
-            (self.residency.prefill_started if running else self.residency.prefill_finished)()
+    def prefill(self, running: bool, tokens: int = 0) -> None:
+        """A step that reads so many tokens of a prompt begins, or has ended."""
+        if running:
+            self.residency.prefill_started(tokens)
+        else:
+            self.residency.prefill_finished()
 
     def warmed(self) -> bool:
         """Nothing that was planned is left to warm."""
-        return self.residency is None or self.residency.state == "warm"
+        return bool(self.residency.warmed())
 
     def start_line(self) -> str:
         """What happened to the model's bytes, for people."""
-        return str(self.residency.status().get("start_line", "")) if self.residency is not None else ""
+        return str(self.residency.start_line())
 
     def options(self) -> dict[str, Any]:
         """What each option means in effect."""
         config = self._config
-        options = {
+        return {
             "experts": config.experts,
             "warm": config.warm,
             "memory_budget": config.memory_budget,
@@ -189,31 +189,42 @@ class Hearth:
             "sessions": config.sessions,
             "numa": config.numa,
         }
-        if self.residency is not None:
-            options |= self.residency.status().get("options", {})
-        return options
 
     async def residency_by(self, by: str) -> dict[str, Any]:
-        """Bytes by state, grouped; measured now, in a thread."""
-        from .measure import residency_rows
-
-        return await trio.to_thread.run_sync(residency_rows, self.model, self.table, self.mapping, self.spans, by)
+        """Bytes by state, grouped; measured now."""
+        return dict(await self.residency.residency_by(by))
 
     async def experts(self, layer: int | None) -> dict[str, Any]:
-        """Per layer with experts: how often each was routed to, and how much of it is resident."""
-        from .measure import expert_rows
-
+        """Per layer with experts: how often each was routed to since the start, its heat, how much is resident."""
+        data = dict(await self.residency.experts(layer))
         counts = self.engine.expert_counts
-        return await trio.to_thread.run_sync(expert_rows, self.table, self.mapping, counts, layer)
+        for row in data["layers"]:
+            row["counts"] = counts[row["layer"]].tolist()
+        return data
+
+    async def warm(self, select: protocol.Selection, *, wait: bool, progress: Any) -> dict[str, Any]:
+        return dict(await self.residency.warm(select, wait=wait, progress=progress))
+
+    async def defer(self, select: protocol.Selection) -> dict[str, Any]:
+        return dict(await self.residency.defer(select))
+
+    async def pin(self, select: protocol.Selection, *, release: bool) -> dict[str, Any]:
+        return dict(await self.residency.pin(select, release=release))
 
     def plan(self) -> dict[str, Any]:
-        """What the budget admits and what each option would do."""
-        from .model.plan import plan
+        """What the budget admits and what each option would do. Blocks for a moment."""
+        from .model.plan import plan, this_machine
 
-        return plan(self.model, self.table, self._config)
+        machine = this_machine(memory_budget=self._config.memory_budget)
+        return plan(self.model, machine, context=self.info.context)
 
     def bytes_read(self) -> int:
-        return int(sum(row.get("bytes", 0) for row in self.queue.stats().values()))
+        """By the populate workers; grows while a cold step gets somewhere."""
+        return int(self.residency.populated_bytes())
+
+    def save(self) -> None:
+        """Heat, to the state directory."""
+        self.residency.save()
 
     def close(self) -> None:
         """After residency's task has ended: queue, engine, mapping."""

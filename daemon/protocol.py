@@ -310,6 +310,7 @@ class StatusData(Struct, kw_only=True):
     stats: Stats = msgspec.field(default_factory=Stats)
     residency: ResidencyNow = msgspec.field(default_factory=ResidencyNow)
     warm: dict[str, Any] = {}  # planned, done and failed bytes, seconds, rate
+    budget: dict[str, Any] = {}  # bytes, reason, held_back by the brakes, pressure
     events: list[EventNow] = []  # the last few, oldest first
     heat: dict[str, Any] = {}  # effective number of experts per layer, whether it is used
 

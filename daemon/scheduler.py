@@ -67,7 +67,7 @@ class Scheduler:
         self._limiter = trio.CapacityLimiter(1)
         self._interrupting = False
         self._untrimmed = False
-        self.on_prefill: Callable[[bool], None] = lambda running: None
+        self.on_prefill: Callable[[bool, int], None] = lambda running, tokens: None
         self.prompt_rate, self.generate_rate = Rate(), Rate()
         self.prompt_tokens = self.generated_tokens = self.turns = 0
 
@@ -169,7 +169,7 @@ class Scheduler:
         start = time.monotonic()
         job.started = job.started or start
         if prefill:
-            self.on_prefill(True)
+            self.on_prefill(True, min(len(job.prompt) - before, self._engine.batch))
         try:
             events = await trio.to_thread.run_sync(self._work, job, limiter=self._limiter)
         except Exception as error:
@@ -180,7 +180,7 @@ class Scheduler:
                 self._interrupting = False
                 self._engine.interrupt(False)
             if prefill:
-                self.on_prefill(False)
+                self.on_prefill(False, 0)
         self.turns += 1
         self._untrimmed = True
         end = time.monotonic()

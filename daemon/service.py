@@ -97,9 +97,9 @@ class Service:
 
     async def _live(self, task_status: trio.TaskStatus[str]) -> None:
         hearth, telemetry = self._hearth, self._telemetry
-        hearth.on_event = telemetry.event
         if self._config.warm != "before-ready":
             self._ready(task_status)
+        hearth.begin(telemetry.event)
         for warning in hearth.warnings:
             telemetry.say(warning.code, warning.message, level="warning")
         try:
@@ -112,16 +112,16 @@ class Service:
         self._scheduler.on_prefill = hearth.prefill
         self._scheduler.use(hearth.engine)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._scheduler.run)
             if hearth.residency is not None:
                 await nursery.start(hearth.residency.run)
-            nursery.start_soon(self._scheduler.run)
             nursery.start_soon(self._report)
             if self._config.warm == "before-ready":
                 while not hearth.warmed():
                     self._notifier.more_time(10, self._status_line())
                     await trio.sleep(0.1)
                 self._ready(task_status)
-            telemetry.say("start", hearth.start_line())
+            telemetry.say("serving", "answering requests")
 
     def _ready(self, task_status: trio.TaskStatus[str]) -> None:
         self._ready_seconds = process_start_seconds()
@@ -188,6 +188,7 @@ class Service:
             status = hearth.residency.status()
             data.warm = dict(status.get("warm", {}))
             data.heat = dict(status.get("heat", {}))
+            data.budget = dict(status.get("budget", {}))
         return data
 
     # -- ending ------------------------------------------------------------------------------------------------------
@@ -215,9 +216,7 @@ class Service:
         with trio.move_on_after(FLUSH_SECONDS + self._config.drain_seconds):
             await self._scheduler.until_idle()
         await self._control.flushed(FLUSH_SECONDS)
-        save = getattr(self._hearth, "save", None)
-        if save is not None:
-            await trio.to_thread.run_sync(save)
+        await trio.to_thread.run_sync(self._hearth.save)
 
 
 def serve(config: Config, open_hearth: Callable[[Config], Any], version: str) -> int:

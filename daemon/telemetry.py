@@ -63,15 +63,15 @@ class Telemetry:
     # -- what is said ------------------------------------------------------------------------------------------------
 
     def event(self, event: protocol.EventNow) -> None:
-        """Publish, keep and log one event. Called on the event loop's thread."""
+        """Publish and keep one event. Called on the event loop's thread; whoever made it has logged it."""
         event.time = event.time or time.time()
         if event.state is not msgspec.UNSET:
             self.state = event.state
         self.events.append(event)
-        log.log(LEVELS.get(event.level, logging.INFO), "%s", event.message or event.code)
         self._publish(b"event", event)
 
     def say(self, code: str, message: str, *, level: Any = "info", state: str | None = None) -> None:
+        log.log(LEVELS.get(level, logging.INFO), "%s", message)
         self.event(protocol.EventNow(level=level, code=code, message=message, state=state or msgspec.UNSET))
 
     def stats(self) -> protocol.Stats:

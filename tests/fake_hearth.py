@@ -144,7 +144,6 @@ class Hearth:
         self.tokenizer = Tokenizer()
         self.template = Template()
         self.residency = None
-        self.on_event: Any = None
         self.saved = 0
         self._made = Engine(config.context or 512, pause)
         self._slow_start = slow_start
@@ -158,7 +157,10 @@ class Hearth:
     async def prepared(self) -> None:
         await self._prepared.wait()
 
-    def prefill(self, running: bool) -> None:
+    def begin(self, on_event: Any) -> None:
+        pass
+
+    def prefill(self, running: bool, tokens: int = 0) -> None:
         pass
 
     def warmed(self) -> bool:

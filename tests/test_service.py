@@ -251,7 +251,7 @@ async def test_telemetry_and_late_subscribers(tmp_path: Path) -> None:
 
         await trio.to_thread.run_sync(listen)
         async with client.connect(endpoint) as hearth:
-            assert [event.code for event in (await hearth.status()).events] == ["fake", "start"]
+            assert [event.code for event in (await hearth.status()).events] == ["fake", "serving"]
 
 
 def test_sigterm_ends_answers_with_a_reason(start_daemon: Callable[..., Any]) -> None:

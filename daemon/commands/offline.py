@@ -1,15 +1,22 @@
-"""Commands that need no daemon: synth, and plan for a model that none serves."""
+"""Commands that need no daemon: plan a model that nobody serves yet, synthesise one."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from ..config import parse_budget
-from . import Add, CommandError, print_json, size
+from . import Add, CommandError, connect, print_json, size, table
 
 
 def register(add: Add) -> None:
+    plan = add("plan", "what a model takes on this machine, and what each option would do", run_plan, json=True)
+    plan.add_argument("model", nargs="?", metavar="MODEL", help="a file, a name in the Hugging Face cache or of a "
+                      "known shape; none: what the daemon serves")  # fmt: skip
+    plan.add_argument("--memory-budget", default="auto", metavar="auto|SIZE|PERCENT")
+    plan.add_argument("--context", type=int, default=4096, metavar="N")
+    plan.add_argument("--type", default=None, help="of a shape's tensors: Q4_K_M, MXFP4, ...")
     synth = add("synth", "write a model of a real shape with random weights", run_synth, json=True)
     synth.add_argument("out", metavar="OUT.gguf")
     synth.add_argument("--shape", default="qwen3-30b-a3b", help="default: qwen3-30b-a3b; --list shows all")
@@ -17,6 +24,56 @@ def register(add: Add) -> None:
     synth.add_argument("--type", default="Q4_K_M", help="default: Q4_K_M")
     synth.add_argument("--unevenness", type=float, metavar="SHARE", help="of the choices that the busiest quarter gets")
     synth.add_argument("--seed", type=int, default=0)
+
+
+def run_plan(given: argparse.Namespace) -> None:
+    if given.model is None:
+        with connect(given) as hearth:
+            data = hearth.plan()
+    else:
+        data = _plan(given)
+    if given.json:
+        print_json(data)
+    else:
+        _print_plan(data)
+
+
+def _plan(given: argparse.Namespace) -> dict[str, Any]:
+    from ..model.plan import find_model, plan, this_machine
+
+    parse_budget(given.memory_budget, 1)
+    try:
+        model = find_model(given.model)
+        machine = this_machine(getattr(model, "paths", None) or (), given.memory_budget)
+        return plan(model, machine, recipe=given.type, context=given.context)
+    except (KeyError, ValueError) as error:
+        raise CommandError(str(error.args[0] if error.args else error), 2) from None
+
+
+def _print_plan(data: dict[str, Any]) -> None:
+    model, memory, budget, cache = data["model"], data["bytes"], data["budget"], data["cache"]
+    print(f"{model['name']} ({model['architecture']}): {model['parameters'] / 1e9:.2f} G parameters, "
+          f"{model['layers']} layers, {model['experts_used']} of {model['experts']} experts per token\n")  # fmt: skip
+    rows = [[role, size(memory[role]), ", ".join(f"{name} {size(n)}" for name, n in data["types"][role].items())]
+            for role in ("dense", "experts")]  # fmt: skip
+    print(table(["role", "bytes", "by type"], rows))
+    print(f"\ncache    {size(cache['bytes_at_context'])} for {cache['context']} tokens")
+    print(f"budget   {size(budget['bytes'])} ({budget['reason']}): "
+          + ("all of it fits" if budget["fits"] else f"{100 * budget['share_admitted']:.0f} % of the experts fit"))
+    machine = data["machine"]
+    print(f"disk     {size(machine['disk_rate'])}/s, {'measured' if machine['disk_measured'] else 'assumed'}\n")
+    for option in data["options"]:
+        text = "; ".join(f"{name.replace('_', ' ')} {_plain(name, value)}" for name, value in option.items()
+                         if name not in ("experts", "warm") and value is not None)  # fmt: skip
+        print(f"--experts {option['experts']:<6} --warm {option['warm']:<13} {text}")
+    for warning in data["warnings"]:
+        print(f"warning  {warning['code']}: {warning['message']}")
+
+
+def _plain(name: str, value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f} s" if "seconds" in name else f"{value:.2f}"
+    return size(value) if isinstance(value, int) and not isinstance(value, bool) and value > 9999 else str(value)
 
 
 def run_synth(given: argparse.Namespace) -> None:

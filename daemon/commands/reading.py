@@ -54,6 +54,7 @@ def _brief(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value > 99999 else str(value)
 
 
+GROUPS = ("node", "layer", "tensor", "type", "role")
 STATES = ("mapped", "cached", "deferred", "unknown", "locked")
 
 
@@ -64,7 +65,7 @@ def run_residency(given: argparse.Namespace) -> None:
         print_json(data)
         return
     rows = data.get("rows", [])
-    names = [name for name in (rows[0] if rows else {}) if name not in (*STATES, "total", "evicted_recently")]
+    names = [name for name in GROUPS if rows and name in rows[0]]
     print(
         table(
             [*names, "total", *STATES],
