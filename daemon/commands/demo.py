@@ -22,6 +22,7 @@ from . import Add, CommandError, size
 
 PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play in the garden with her dog. One day,"
 START_SECONDS = 30.0
+SETTLE_SECONDS = 5.0
 
 
 def register(add: Add) -> None:
@@ -82,35 +83,6 @@ def wait_for(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> Any:
     raise CommandError(f"the daemon did not answer within {START_SECONDS:.0f} s:\n{log.read_text()}")
 
 
-class Watcher(threading.Thread):
-    """Asks the daemon for its state, often, and keeps what changed: (seconds, state, warm %, what the answer does)."""
-
-    def __init__(self, endpoint: str, begin: float) -> None:
-        super().__init__(daemon=True)
-        self._endpoint = endpoint
-        self._begin = begin
-        self.seen: list[tuple[float, str, float, str]] = []
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        from ..client import Client, ClientError
-
-        with suppress(ClientError), Client(self._endpoint, timeout=10.0) as hearth:
-            while not self.done.is_set():
-                stats = hearth.status().stats
-                row = stats.requests[0] if stats.requests else None
-                doing = "nothing" if row is None else {
-                    "queued": "waiting for the engine",
-                    "prompt": f"reading the prompt ({row.prompt_done}/{row.prompt_tokens})",
-                }.get(row.phase, f"answering ({row.generated} tokens)")  # fmt: skip
-                entry = (time.monotonic() - self._begin, stats.state, stats.warm_percent, doing)
-                if not self.seen or self.seen[-1][1:3] != entry[1:3] or (
-                    self.seen[-1][3].split("(")[0] != doing.split("(")[0]
-                ):  # fmt: skip
-                    self.seen.append(entry)
-                self.done.wait(0.01 if len(self.seen) < 50 else 0.1)
-
-
 def _faults(pid: int) -> tuple[int, int]:
     """Minor and major faults of a process so far (proc(5), fields 10 and 12 of stat)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -125,7 +97,7 @@ def run_demo(given: argparse.Namespace) -> int:
         directory = Path(name)
         if path.exists():
             evict(path)
-        begin = time.monotonic()
+        begin = time.time()
         log = directory / "log"
         with daemon(given.model, directory) as (process, endpoint), wait_for(process, endpoint, log) as hearth:
             if given.monitor:
@@ -136,57 +108,63 @@ def run_demo(given: argparse.Namespace) -> int:
 def _story(
     hearth: Any, process: subprocess.Popen[bytes], endpoint: str, begin: float, given: argparse.Namespace
 ) -> int:
-    watcher = Watcher(endpoint, begin)
-    watcher.start()
     before = hearth.status()
+    moments: list[tuple[float, str]] = []
     print(f"hearthd {before.version} on {before.model.name or Path(before.model.path).name}: ready after "
           f"{before.ready_seconds:.2f} s, answering from then on\n", file=sys.stderr)  # fmt: skip
     sys.stdout.write(given.prompt)
     sys.stdout.flush()
+    moments.append((time.time(), "the story is asked for"))
     stream = hearth.generate(given.prompt, max_tokens=given.max_tokens, seed=given.seed)
     for event in stream:
+        if len(moments) == 1:
+            moments.append((time.time(), "its first token is here: the prompt was read while the model warmed"))
         sys.stdout.write(event.text)
         sys.stdout.flush()
     print("\n")
-    done = stream.done
-    end = time.monotonic() + 10
-    after = hearth.status()
-    while after.stats.state in ("warming", "serving-cold") and time.monotonic() < end:
-        time.sleep(0.02)
-        after = hearth.status()
-    watcher.done.set()
-    watcher.join(5)
-    _report(after, watcher, done, _faults(process.pid))
+    moments.append((time.time(), "the story ends"))
+    after = _settled(hearth)
+    moments += [(event.time, event.message) for event in after.events if event.code != "stopping"]
+    _report(after, sorted(moments), begin, stream.done, _faults(process.pid))
     return 0
 
 
-def _report(after: Any, watcher: Watcher, done: Any, faults: tuple[int, int]) -> None:
-    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
-    say("Warming beside the first answer:")
-    for seconds, state, percent, doing in watcher.seen[:12]:
-        say(f"  {seconds:6.2f} s  {state:<13} {percent:3.0f} % warm, {doing}")
-    timings = done.timings
+def _settled(hearth: Any) -> Any:
+    """The state when warming is over and residency has been measured since, or after some seconds."""
+    end = time.monotonic() + SETTLE_SECONDS
+    while True:
+        status = hearth.status()
+        warm = status.stats.state == "warm" and status.residency.time > status.events[-1].time
+        if warm or time.monotonic() > end:
+            return status
+        time.sleep(0.05)
+
+
+def _report(
+    after: Any, moments: list[tuple[float, str]], begin: float, done: Any, faults: tuple[int, int]
+) -> None:
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    say("What happened, in seconds since the daemon was started on a cold cache:")
+    for moment, text in moments:
+        say(f"  {moment - begin:7.3f}  {text}")
+    timings, warm = done.timings, after.warm
     say("")
-    if after.start_line:
-        say(f"start     {after.start_line}")
-    warm = after.warm
-    if (bytes_done := warm.get("done_bytes")) is not None:
-        seconds = warm.get("seconds") or 0
-        speed = f" in {seconds:.3f} s, {size(bytes_done / seconds)}/s" if seconds else ""
-        say(f"warmed    {size(bytes_done)}{speed}; read from disk {size(after.stats.disk_read_bytes)} in all")
-    else:
-        say(f"read      {size(after.stats.disk_read_bytes)} from disk")
-    deferred = sum(row.deferred for row in after.residency.rows)
-    mapped = sum(row.mapped for row in after.residency.rows)
-    unknown = sum(row.unknown for row in after.residency.rows)
-    rest = f", unknown {size(unknown)} ({after.residency.unknown_reason})" if unknown else ""
-    say(f"now       mapped {size(mapped)}, deferred {size(deferred)}{rest}")
-    say(f"faulted   {faults[0]} minor and {faults[1]} major page faults of the whole process; per generated token "
-        f"{after.stats.faults_minor_per_token:.1f} and {after.stats.faults_major_per_token:.2f}")  # fmt: skip
-    if timings.prompt_seconds > 0:
-        rate = (timings.generated - 1) / timings.generate_seconds if timings.generate_seconds else 0.0
-        say(f"speed     first token {timings.ttft_seconds:.3f} s after the question ({timings.prompt_tokens} tokens), "
-            f"then {rate:.0f} tokens/s ({timings.generated} tokens, {done.reason})")  # fmt: skip
+    rows = after.residency.rows
+    experts = sum(row.total for row in rows if row.role == "expert")
+    say(f"deferred  {size(experts)} of experts were left for later at the start; "
+        f"{size(sum(row.deferred for row in rows))} are deferred now")  # fmt: skip
+    seconds, ready = warm.get("seconds") or 0.0, warm.get("ready_bytes", 0)
+    speed = f" in {seconds:.3f} s, {size(ready / seconds)}/s" if seconds else ""
+    say(f"warmed    {size(ready)}{speed}; {size(after.stats.populated_bytes)} of that came from disk")
+    mapped, unknown = (sum(getattr(row, state) for row in rows) for state in ("mapped", "unknown"))
+    rest = f", unknown {size(unknown)}: {after.residency.unknown_reason}" if unknown else ""
+    say(f"mapped    {size(mapped)}{rest}")
+    say(f"faulted   {faults[0]} minor and {faults[1]} major page faults of the whole process since its start")
+    rate = (timings.generated - 1) / timings.generate_seconds if timings.generate_seconds else 0.0
+    say(f"speed     first token after {timings.ttft_seconds:.3f} s ({timings.prompt_tokens} tokens of prompt), "
+        f"then {rate:.0f} tokens/s ({timings.generated} tokens, {done.reason})")  # fmt: skip
 
 
 def _monitor(endpoint: str, given: argparse.Namespace) -> int:

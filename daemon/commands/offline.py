@@ -62,18 +62,20 @@ def _print_plan(data: dict[str, Any]) -> None:
           + ("all of it fits" if budget["fits"] else f"{100 * budget['share_admitted']:.0f} % of the experts fit"))
     machine = data["machine"]
     print(f"disk     {size(machine['disk_rate'])}/s, {'measured' if machine['disk_measured'] else 'assumed'}\n")
-    for option in data["options"]:
-        text = "; ".join(f"{name.replace('_', ' ')} {_plain(name, value)}" for name, value in option.items()
-                         if name not in ("experts", "warm") and value is not None)  # fmt: skip
-        print(f"--experts {option['experts']:<6} --warm {option['warm']:<13} {text}")
+    print(table(
+        ["--experts", "--warm", "READY after", "first answer after", "warm after", "resident", "what"],
+        [[option["experts"], option["warm"], f"{option['seconds_to_ready']:.1f} s",
+          f"{option['seconds_to_ready'] + option['seconds_to_first_answer']:.1f} s", _after(option["seconds_to_warm"]),
+          size(option["resident"]) + (" (over budget)" if option["over_budget"] else ""), option["what"]]
+         for option in data["options"]],
+    ))  # fmt: skip
+    print("\nTimes are those of the disk alone, for a first prompt of 512 tokens, from a cold cache.")
     for warning in data["warnings"]:
-        print(f"warning  {warning['code']}: {warning['message']}")
+        print("warning  " + ": ".join(str(part) for part in warning.values()))
 
 
-def _plain(name: str, value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.1f} s" if "seconds" in name else f"{value:.2f}"
-    return size(value) if isinstance(value, int) and not isinstance(value, bool) and value > 9999 else str(value)
+def _after(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.1f} s"
 
 
 def run_synth(given: argparse.Namespace) -> None:
