@@ -48,6 +48,9 @@ INLINE __m256i look_up(const int8_t *table, int offset, __m256i index) {
 #define SIGNED_iq4_nl 1
 #define SIGNED_iq4_xs 1
 #define SIGNED_q4_0 0
+#define SIGNED_q4_1 0
+#define SIGNED_q5_0 0
+#define SIGNED_q5_1 0
 #define SIGNED_mxfp4 0
 #define SIGNED_q4_k 0
 #define SIGNED_q5_k 0
@@ -59,6 +62,23 @@ INLINE head32 head_q8_0(const uint8_t *b, int m) { return (head32){block_halves(
 INLINE __m256i weights_q8_0(const uint8_t *b, int i) { return load32(b + 34 * i + 2); }
 INLINE head32 head_q4_0(const uint8_t *b, int m) { return offset_times(block_halves(b, 18, m), 8.0f); }
 INLINE __m256i weights_q4_0(const uint8_t *b, int i) { return nibbles(b + 18 * i + 2); }
+/* A minimum is an offset below zero. */
+INLINE head32 scale_min(const uint8_t *b, int bytes, int m) {
+    return (head32){block_halves(b, bytes, m), _mm256_sub_ps(_mm256_setzero_ps(), block_halves(b + 2, bytes, m))};
+}
+/* The fifth bits of a block, one bit a weight: byte n of the word goes to bytes 8n onwards, each keeps its own bit. */
+INLINE __m256i fifth_bits(__m256i low, const uint8_t *p) {
+    const __m256i spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i own = _mm256_set1_epi64x((long long)0x8040201008040201u);
+    __m256i high = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int)hd_u32(p)), spread), own);
+    return _mm256_or_si256(low, keep(_mm256_cmpeq_epi8(high, own), 16));
+}
+INLINE head32 head_q4_1(const uint8_t *b, int m) { return scale_min(b, 20, m); }
+INLINE __m256i weights_q4_1(const uint8_t *b, int i) { return nibbles(b + 20 * i + 4); }
+INLINE head32 head_q5_0(const uint8_t *b, int m) { return offset_times(block_halves(b, 22, m), 16.0f); }
+INLINE __m256i weights_q5_0(const uint8_t *b, int i) { return fifth_bits(nibbles(b + 22 * i + 6), b + 22 * i + 2); }
+INLINE head32 head_q5_1(const uint8_t *b, int m) { return scale_min(b, 24, m); }
+INLINE __m256i weights_q5_1(const uint8_t *b, int i) { return fifth_bits(nibbles(b + 24 * i + 8), b + 24 * i + 4); }
 INLINE head32 head_iq4_nl(const uint8_t *b, int m) { return (head32){block_halves(b, 18, m), _mm256_setzero_ps()}; }
 INLINE __m256i weights_iq4_nl(const uint8_t *b, int i) { return look_up(hd_values_iq4, 0, nibbles(b + 18 * i + 2)); }
 INLINE head32 head_mxfp4(const uint8_t *b, int m) {
@@ -237,6 +257,9 @@ INLINE __m256 first_floats(const float *p, int m) {
 
 DOT32(q8_0, 272)
 DOT32(q4_0, 144)
+DOT32(q4_1, 160)
+DOT32(q5_0, 176)
+DOT32(q5_1, 192)
 DOT32(iq4_nl, 144)
 DOT32(mxfp4, 136)
 DOT32K(q4_k, 144)
@@ -295,5 +318,5 @@ const hd_dot_fn hd_dots_avx2[HD_TYPE_COUNT] = {
     [HD_F32] = dot_f32,   [HD_F16] = dot_f16,       [HD_BF16] = dot_bf16,   [HD_Q8_0] = dot_q8_0,
     [HD_Q4_0] = dot_q4_0, [HD_IQ4_NL] = dot_iq4_nl, [HD_MXFP4] = dot_mxfp4, [HD_Q4_K] = dot_q4_k,
     [HD_Q5_K] = dot_q5_k, [HD_IQ4_XS] = dot_iq4_xs, [HD_Q6_K] = dot_q6_k,   [HD_Q2_K] = dot_q2_k,
-    [HD_Q3_K] = dot_q3_k,
+    [HD_Q3_K] = dot_q3_k, [HD_Q4_1] = dot_q4_1,     [HD_Q5_0] = dot_q5_0,   [HD_Q5_1] = dot_q5_1,
 };

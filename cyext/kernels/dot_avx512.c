@@ -38,7 +38,7 @@ INLINE head32 offset_times(__m256 scale, float offset) {
 /* The first words of the m blocks of `bytes`. Whole pieces pick them out of vectors (inserting them one by one costs as
  * much as the products); the short last one must not read so far. */
 INLINE __m128i first_words(const uint8_t *b, int bytes, int m) {
-    if (m < 8) {
+    if (m < 8 || (bytes != 17 && bytes != 18 && bytes != 34)) {
         uint16_t v[8] = {0};
         for (int i = 0; i < m; i++) v[i] = hd_u16(b + i * bytes);
         return _mm_loadu_si128((const __m128i *)(const void *)v);
@@ -73,6 +73,25 @@ INLINE __m512i weights_q8_0(const uint8_t *b, int i) {
 }
 INLINE head32 head_q4_0(const uint8_t *b, int m) { return offset_times(block_halves(b, 18, m), 8.0f); }
 INLINE __m512i weights_q4_0(const uint8_t *b, int i) { return nibbles_of_two(b + 36 * i + 2, b + 36 * i + 20); }
+/* A minimum is an offset below zero. */
+INLINE head32 scale_min(const uint8_t *b, int bytes, int m) {
+    return (head32){join(block_halves(b, bytes, m), _mm256_sub_ps(_mm256_setzero_ps(), block_halves(b + 2, bytes, m)))};
+}
+/* The fifth bits of two blocks, one bit a weight. */
+INLINE __m512i fifth_bits(__m512i low, const uint8_t *first, const uint8_t *second) {
+    __mmask64 high = hd_u32(first) | (uint64_t)hd_u32(second) << 32;
+    return _mm512_mask_add_epi8(low, high, low, _mm512_set1_epi8(16));
+}
+INLINE head32 head_q4_1(const uint8_t *b, int m) { return scale_min(b, 20, m); }
+INLINE __m512i weights_q4_1(const uint8_t *b, int i) { return nibbles_of_two(b + 40 * i + 4, b + 40 * i + 24); }
+INLINE head32 head_q5_0(const uint8_t *b, int m) { return offset_times(block_halves(b, 22, m), 16.0f); }
+INLINE __m512i weights_q5_0(const uint8_t *b, int i) {
+    return fifth_bits(nibbles_of_two(b + 44 * i + 6, b + 44 * i + 28), b + 44 * i + 2, b + 44 * i + 24);
+}
+INLINE head32 head_q5_1(const uint8_t *b, int m) { return scale_min(b, 24, m); }
+INLINE __m512i weights_q5_1(const uint8_t *b, int i) {
+    return fifth_bits(nibbles_of_two(b + 48 * i + 8, b + 48 * i + 32), b + 48 * i + 4, b + 48 * i + 28);
+}
 INLINE head32 head_iq4_nl(const uint8_t *b, int m) { return offset_times(block_halves(b, 18, m), 128.0f); }
 INLINE __m512i weights_iq4_nl(const uint8_t *b, int i) { return look_up(hd_values_iq4, 128, weights_q4_0(b, i)); }
 
@@ -272,6 +291,9 @@ INLINE __m512 all(__m512 v) { return v; }
 
 DOT32(q8_0, 272)
 DOT32(q4_0, 144)
+DOT32(q4_1, 160)
+DOT32(q5_0, 176)
+DOT32(q5_1, 192)
 DOT32(iq4_nl, 144)
 DOT32(mxfp4, 136)
 DOT32K(q4_k, 144)
@@ -336,5 +358,5 @@ const hd_dot_fn hd_dots_avx512[HD_TYPE_COUNT] = {
     [HD_F32] = dot_f32,   [HD_F16] = dot_f16,   [HD_BF16] = dot_bf16,     [HD_Q8_0] = dot_q8_0,
     [HD_Q4_0] = dot_q4_0, [HD_IQ4_NL] = dot_iq4_nl, [HD_MXFP4] = dot_mxfp4, [HD_Q4_K] = dot_q4_k,
     [HD_Q5_K] = dot_q5_k, [HD_IQ4_XS] = dot_iq4_xs, [HD_Q6_K] = dot_q6_k, [HD_Q2_K] = dot_q2_k,
-    [HD_Q3_K] = dot_q3_k,
+    [HD_Q3_K] = dot_q3_k, [HD_Q4_1] = dot_q4_1, [HD_Q5_0] = dot_q5_0,     [HD_Q5_1] = dot_q5_1,
 };
