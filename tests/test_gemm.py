@@ -16,7 +16,7 @@ PANEL = 32
 
 def unpacked(x: np.ndarray) -> np.ndarray:
     """What the 8-bit activations of float32 rows stand for: blocks of 32 with one scale (act.h)."""
-    n, k = x.shape
+    k = x.shape[1]
     rows = np.stack([kernels.act_pack(ACT_Q8, row) for row in x])
     scale = rows[:, k : k + k // 8].copy().view(np.float32)
     return rows[:, :k].view(np.int8).astype(np.float64) * np.repeat(scale, 32, axis=1)

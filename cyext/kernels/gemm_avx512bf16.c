@@ -1,4 +1,5 @@
-/* Products for many tokens with AVX-512 BF16: no case is taken; the direct products serve. */
+/* Products for many tokens with AVX-512 BF16: the exact integer panels of the AVX-512 set are faster (twice the rate of
+ * VDPBF16PS) and keep more, so no case is taken here. */
 #include "gemm.h"
 
 int hd_gemm_avx512bf16(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
