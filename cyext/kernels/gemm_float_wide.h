@@ -109,6 +109,9 @@ static void float_product(const hd_product *p, int64_t r0, int64_t r1, void *scr
                 }
             }
         }
-        for (int32_t t = 0; t < p->n; t++) memcpy(p->out[t] + r, sum + t * 32, (size_t)rows * sizeof(float));
+        for (int32_t t = 0; t < p->n; t++) {
+            if (rows == HD_GEMM_PANEL) memcpy(p->out[t] + r, sum + t * 32, HD_GEMM_PANEL * sizeof(float));
+            else memcpy(p->out[t] + r, sum + t * 32, (size_t)rows * sizeof(float));
+        }
     }
 }

@@ -96,6 +96,9 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
                 way->multiply(sum + 32 * t, panel, kind, &tokens, width, kc);
             }
         }
-        for (size_t t = 0; t < n; t++) memcpy(p->out[t] + r, sum + t * 32, rows * sizeof(float));
+        if (rows == HD_GEMM_PANEL) /* a length known to the compiler: else it copies with REP MOVS, which is slow to start */
+            for (size_t t = 0; t < n; t++) memcpy(p->out[t] + r, sum + t * 32, HD_GEMM_PANEL * sizeof(float));
+        else
+            for (size_t t = 0; t < n; t++) memcpy(p->out[t] + r, sum + t * 32, rows * sizeof(float));
     }
 }
