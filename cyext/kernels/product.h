@@ -16,7 +16,7 @@ void hd_product_avx2(const hd_product *p, int64_t r0, int64_t r1);
 void hd_product_avx512(const hd_product *p, int64_t r0, int64_t r1);
 
 /* Direct kernels of the types that people run, for HD_ACT_Q8 (quantised types) and HD_ACT_F32 (halves): the rows' sums for
- * the first `n` tokens of x. NULL: none. */
+ * n <= HD_DOT_TOKENS tokens from t0 on. NULL: none. */
 #define HD_DOT_TOKENS 4
 typedef void (*hd_dot_fn)(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n);
 extern const hd_dot_fn hd_dots_avx2[HD_TYPE_COUNT];
