@@ -447,7 +447,7 @@ async def connect(
         raw = _socket(context, endpoint, keys or os.environ.get("HEARTHD_KEYS", ""))
         async with pumping(raw) as socket, trio.open_nursery() as nursery:
             with trio.move_on_after(patience):
-                while not _connected(raw):  # noqa: ASYNC110: libzmq has no event for it
+                while not _connected(raw):  # noqa: ASYNC110
                     await trio.sleep(0.01)
             if not _connected(raw):
                 raise Unreachable(f"no daemon answers at {endpoint}")

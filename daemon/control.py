@@ -183,7 +183,7 @@ class Control:
     async def flushed(self, seconds: float) -> None:
         """Until every reply is with libzmq, or so long."""
         with trio.move_on_after(seconds):
-            while not self.outbox.empty:  # noqa: ASYNC110: a few turns at the very end
+            while not self.outbox.empty:  # noqa: ASYNC110
                 await trio.sleep(0.01)
 
 

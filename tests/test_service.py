@@ -50,7 +50,7 @@ async def collect(hearth: client.AsyncClient, request: protocol.Generate) -> tup
 
 async def until_requests(hearth: client.AsyncClient, some: bool) -> None:
     """Until the daemon has some request in progress, or none."""
-    while bool((await hearth.status()).stats.requests) != some:  # noqa: ASYNC110: another process's state
+    while bool((await hearth.status()).stats.requests) != some:  # noqa: ASYNC110
         await trio.sleep(0.005)
 
 
@@ -132,46 +132,51 @@ async def test_clients_take_turns(tmp_path: Path) -> None:
 
 
 async def test_a_full_queue_says_busy(tmp_path: Path) -> None:
-    async with serving(tmp_path, pause=0.005, sessions=1, queue=2) as (endpoint, _, _):
-        async with client.connect(endpoint) as hearth:
-            codes: list[str] = []
+    async with (
+        serving(tmp_path, pause=0.005, sessions=1, queue=2) as (endpoint, _, _),
+        client.connect(endpoint) as hearth,
+    ):
+        codes: list[str] = []
 
-            async def one() -> None:
-                try:
-                    _, done = await collect(hearth, protocol.Generate(tokens=[20], max_tokens=10))
-                    codes.append(done.reason)
-                except client.RequestError as error:
-                    codes.append(error.code)
+        async def one() -> None:
+            try:
+                _, done = await collect(hearth, protocol.Generate(tokens=[20], max_tokens=10))
+                codes.append(done.reason)
+            except client.RequestError as error:
+                codes.append(error.code)
 
-            async with trio.open_nursery() as nursery:
-                for _ in range(8):
-                    nursery.start_soon(one)
-            assert "busy" in codes and codes.count("length") >= 2
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(one)
+        assert "busy" in codes and codes.count("length") >= 2
 
 
 async def test_cancel_ends_an_answer_and_a_waiting_one(tmp_path: Path) -> None:
-    async with serving(tmp_path, pause=0.01, sessions=1) as (endpoint, fake, _):
-        async with client.connect(endpoint) as hearth, client.connect(endpoint) as other:
-            reasons = {}
+    async with (
+        serving(tmp_path, pause=0.01, sessions=1) as (endpoint, fake, _),
+        client.connect(endpoint) as hearth,
+        client.connect(endpoint) as other,
+    ):
+        reasons = {}
 
-            async def one(id: str) -> None:
-                request = protocol.Generate(id=id, tokens=[20], max_tokens=10000, ignore_eos=True)
-                _, done = await collect(hearth, request)
-                reasons[id] = done.reason
+        async def one(id: str) -> None:
+            request = protocol.Generate(id=id, tokens=[20], max_tokens=10000, ignore_eos=True)
+            _, done = await collect(hearth, request)
+            reasons[id] = done.reason
 
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(one, "first")
-                await trio.sleep(0.03)
-                nursery.start_soon(one, "second")
-                await trio.sleep(0.03)
-                assert [row.phase for row in (await other.status()).stats.requests] == ["generate", "queued"]
-                await other.cancel("second")
-                await other.cancel("first")
-            assert reasons == {"first": "cancelled", "second": "cancelled"}
-            with pytest.raises(client.RequestError) as refused:
-                await other.cancel("first")
-            assert refused.value.code == "unknown-request"
-            assert fake.engine.open_sessions == 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, "first")
+            await trio.sleep(0.03)
+            nursery.start_soon(one, "second")
+            await trio.sleep(0.03)
+            assert [row.phase for row in (await other.status()).stats.requests] == ["generate", "queued"]
+            await other.cancel("second")
+            await other.cancel("first")
+        assert reasons == {"first": "cancelled", "second": "cancelled"}
+        with pytest.raises(client.RequestError) as refused:
+            await other.cancel("first")
+        assert refused.value.code == "unknown-request"
+        assert fake.engine.open_sessions == 0
 
 
 @pytest.mark.parametrize("stream", [True, False])
