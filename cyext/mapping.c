@@ -145,23 +145,17 @@ static int read_through(const hd_mapping *m, int32_t file, uint64_t begin, uint6
 
 /* begin and end are page aligned and lie in one piece of at most 8 MiB. */
 static int populate_piece(const hd_mapping *m, int32_t file, uint64_t begin, uint64_t end, float cover, hd_populated *out) {
-    unsigned char vec[4096 + 1024];
+    unsigned char vec[HD_HUGE / PAGE];
     uint8_t *base = m->base[file];
     uint64_t body = up(m->size[file], PAGE), read = 0;
     /* A block at a time: is it worth reading whole, or only the part that was asked for? */
     for (uint64_t block = down(begin, HD_HUGE); block < end; block += HD_HUGE) {
         uint64_t a = most(block, begin), b = least(block + HD_HUGE, end), whole = least(block + HD_HUGE, body);
-        if (m->huge && !m->blind && (float)(b - a) >= cover * (float)(whole - block)) {
-            if (missing(base + a, b - a, vec)) read += missing(base + block, whole - block, vec) * PAGE;
-            continue;
-        }
         uint64_t lost = m->blind ? (b - a) / PAGE : missing(base + a, b - a, vec);
+        read += lost * PAGE; /* only what was asked for: the rest of a block is counted by whoever asks for that */
         if (!lost) continue;
-        if (m->huge && cover <= 1 && lost * PAGE == whole - block) {
-            read += lost * PAGE;
-            continue;
-        }
-        read += lost * PAGE;
+        int entire = (float)(b - a) >= cover * (float)(whole - block);
+        if (m->huge && !m->blind && entire) continue;
         readahead(m->fd[file], (off_t)a, b - a);
     }
     out->read += read;

@@ -18,7 +18,7 @@ typedef struct hd_mapping {
 } hd_mapping;
 
 typedef struct hd_populated {
-    uint64_t read;    /* bytes that were not cached before */
+    uint64_t read;    /* bytes of the range that were not cached before */
     uint64_t cached;  /* bytes that only had to be mapped */
     uint64_t failed_at; /* file offset of the failure */
 } hd_populated;

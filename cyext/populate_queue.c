@@ -426,7 +426,7 @@ hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t
     q->offset = offset;
     q->node = o->node;
     q->nodes = (int32_t)nodes;
-    q->n_workers = o->workers > 0 ? o->workers : 1;
+    q->n_workers = o->workers > 1 ? o->workers + 1 : 1;
     q->piece = o->piece < PAGE ? PAGE : o->piece > 2 * HD_HUGE ? 2 * HD_HUGE : o->piece / PAGE * PAGE;
     q->nice = o->nice;
     q->layer = -1;

@@ -31,7 +31,7 @@ int hd_queue_error(hd_queue *q, int32_t span, uint64_t *file_offset);
 #include "mapping.h"
 
 typedef struct hd_queue_options {
-    int32_t workers;           /* threads per node; the first of several serves demand and routed only */
+    int32_t workers;           /* threads per node; from two on, one more that serves demand and routed only */
     int32_t nodes;             /* sets of workers; 1 without NUMA */
     const int32_t *node;       /* [n] whose workers read a span, NULL: all node 0 */
     const uint8_t *cpus;       /* [nodes][n_cpus] 1: the node's workers may run there, NULL: anywhere */

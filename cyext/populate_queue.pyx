@@ -211,14 +211,14 @@ cdef class PopulateQueue:
         return [row["waiting"] for row in self.stats().values()]
 
     def stats(self):
-        """Per class name: read and cached bytes, spans, failed, worker seconds, waiting spans, pieces in flight."""
+        """Per class name: bytes (read and cached together), read, cached, spans, failed, worker seconds, waiting spans, pieces in flight."""
         cdef hd_class_counts counts[5]
         cdef int64_t waiting[5]
         cdef int32_t in_flight[5]
         hd_queue_counts(self.get(), counts, waiting, in_flight)
         return {
             name: {
-                "read": counts[k].read, "cached": counts[k].cached, "spans": counts[k].spans,
+                "bytes": counts[k].read + counts[k].cached, "read": counts[k].read, "cached": counts[k].cached, "spans": counts[k].spans,
                 "failed": counts[k].failed, "seconds": counts[k].seconds, "waiting": waiting[k],
                 "in_flight": in_flight[k],
             }

@@ -206,7 +206,7 @@ async def test_pages_that_the_kernel_took_are_mapped_again_between_requests(hous
         await house.until(lambda: house.residency.state == "warm")
         house.engine.layer = 0
         await house.until(lambda: house.residency.ledger.measured_at > 0)
-        house.mapping.evict(0, 5 * MIB, 2 * MIB)  # behind the queue's back
+        house.mapping.evict(0, 4 * MIB, 2 * MIB)  # behind the queue's back
         await house.until(lambda: len(house.residency.keeper.decayed()) > 0)
         before = house.residency.keeper.remapped_bytes
         await house.until(lambda: len(house.residency.keeper.decayed()) > 0)

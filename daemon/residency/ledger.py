@@ -17,7 +17,7 @@ from .. import protocol
 
 PAGE = 4096
 LEVELS = "0123456789"
-EXACT_SPANS = 4096  # partly cached spans that are looked at page by page in one refresh; the others are right to a page
+LEAF = 32  # spans side by side that are asked about one by one where a run is neither empty nor full
 
 
 def _outward(offset: NDArray[np.uint64], nbytes: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -55,7 +55,6 @@ class Ledger:
         self.calls = 0
         self.measured_at = 0.0
         self._cachestat = True
-        self._exact = 0
 
     def _contiguous(self) -> list[tuple[int, int]]:
         """[begin, end) of stretches of sorted spans without a gap of a page or more."""
@@ -93,7 +92,6 @@ class Ledger:
     def _measure(self) -> None:
         mapped = self._mapping.mapped(self._file, self._offset, self._bytes)
         self.calls += 1
-        self._exact = EXACT_SPANS
         cached = np.zeros_like(mapped)
         evicted = np.zeros_like(mapped)
         holes = mapped < self._bytes
@@ -116,7 +114,7 @@ class Ledger:
         stack = [(begin, end)]
         while stack:
             a, b = stack.pop()
-            if b - a <= 8:
+            if b - a <= LEAF:
                 file, offset, nbytes = self._file[a:b], self._offset[a:b], self._bytes[a:b]
             else:
                 file, offset = self._file[a : a + 1], self._offset[a : a + 1]
@@ -130,25 +128,32 @@ class Ledger:
                 self._count(begin, end, mapped, cached, evicted)
                 return
             self.calls += len(file)
-            if b - a <= 8:
+            if b - a <= LEAF:
                 whole = counts[:, 0] == _outward(offset, nbytes)
-                cached[a:b] = np.where(whole, nbytes, np.minimum(counts[:, 0], nbytes))
+                cached[a:b] = np.where(whole, nbytes, counts[:, 0])
                 evicted[a:b] = counts[:, 1]
                 partial = a + np.flatnonzero(~whole & (counts[:, 0] > 0))
-                if len(partial) and self._exact > 0:
-                    # Which pages are there decides how many bytes they hold of a span that begins within one.
-                    self._exact -= len(partial)
-                    cached[partial] = self._mapping.cached(
-                        self._file[partial], self._offset[partial], self._bytes[partial]
-                    )
-                    self.calls += len(partial)
+                if len(partial):
+                    cached[partial] -= self._overhang(partial)
             elif counts[0, 0] == 0 and counts[0, 1] == 0:
                 pass
             elif counts[0, 0] == _outward(offset, nbytes)[0]:
                 cached[a:b] = self._bytes[a:b]
             else:
-                middle = (a + b) // 2
-                stack += [(a, middle), (middle, b)]
+                step = max(LEAF, -(-(b - a) // 8))
+                stack += [(k, min(k + step, b)) for k in range(a, b, step)]
+
+    def _overhang(self, spans: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Bytes of the cached outer pages of (sorted) spans that belong to their neighbours."""
+        page, one = np.uint64(PAGE), np.uint64(1)
+        file, begin = self._file[spans], self._offset[spans]
+        end = begin + self._bytes[spans]
+        head, last = begin % page, (end - one) // page * page
+        ones = np.ones(len(spans), dtype=np.uint64)
+        first_in = self._mapping.cachestat(file, begin - head, ones)[:, 0] > 0
+        last_in = self._mapping.cachestat(file, last, ones)[:, 0] > 0
+        self.calls += 2 * len(spans)
+        return np.where(first_in, head, np.uint64(0)) + np.where(last_in, last + page - end, np.uint64(0))
 
     def rows(self) -> list[protocol.Bytes]:
         """One per node and role."""

@@ -1,0 +1,155 @@
+"""What would more memory buy? A recorded routing trace played against policies at several budgets.
+
+Owns the trace's format and the policies' arithmetic. Touches no model: sizes and choices come from the trace.
+
+A trace is an .npz file: `choices` int16 [tokens, layers, used] (expert numbers, -1 where a layer has none), `nbytes`
+int64 [layers, experts] (bytes of an expert's spans), `batch` int32 [tokens] (which step a token was part of: an expert
+that several tokens of one step use is read once).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .keeper import RECENT_HALF_LIFE
+
+POLICIES = ("lru", "lfu", "heat", "optimal")
+NEVER = 1 << 60
+
+
+@dataclass(frozen=True)
+class Trace:
+    choices: NDArray[np.int16]
+    nbytes: NDArray[np.int64]
+    batch: NDArray[np.int32]
+
+    @classmethod
+    def load(cls, path: Path | str) -> Trace:
+        """Raises ValueError for a file that is no trace, OSError for one that cannot be read."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                trace = cls(file["choices"], file["nbytes"], file["batch"])
+        except (KeyError, EOFError, ValueError, BadZipFile) as error:
+            raise ValueError(f"{path}: not a routing trace: {error}") from None
+        shape, sizes = trace.choices.shape, trace.nbytes.shape
+        if len(shape) != 3 or len(sizes) != 2 or sizes[0] != shape[1] or trace.batch.shape != shape[:1]:
+            raise ValueError(f"{path}: choices {shape}, nbytes {sizes} and batch {trace.batch.shape} do not match")
+        if trace.choices.size and not -1 <= trace.choices.min() <= trace.choices.max() < trace.nbytes.shape[1]:
+            raise ValueError(f"{path}: an expert number is out of range")
+        return trace
+
+    def save(self, path: Path | str) -> None:
+        with open(path, "wb") as file:
+            np.savez_compressed(file, choices=self.choices, nbytes=self.nbytes, batch=self.batch)
+
+    def accesses(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(key, token) of every read in order: key = layer * experts + expert; once per step, layer and expert."""
+        tokens, layers, _ = self.choices.shape
+        experts = self.nbytes.shape[1]
+        layer = np.broadcast_to(np.arange(layers)[None, :, None], self.choices.shape)
+        token = np.broadcast_to(np.arange(tokens)[:, None, None], self.choices.shape)
+        step = np.broadcast_to(self.batch[:, None, None], self.choices.shape)
+        valid = self.choices >= 0
+        key = (layer * experts + self.choices)[valid].astype(np.int64)
+        order = np.lexsort((token[valid], layer[valid], step[valid]))
+        key, step_of, token_of = key[order], step[valid][order].astype(np.int64), token[valid][order]
+        _, first = np.unique(step_of * (layers * experts) + key, return_index=True)
+        first.sort()
+        return key[first], token_of[first].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    policy: str
+    budget: int
+    hits: int
+    accesses: int
+    read_bytes: int
+    tokens: int
+
+    @property
+    def hit_rate(self) -> float:
+        return self.hits / self.accesses if self.accesses else 1.0
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.read_bytes / self.tokens if self.tokens else 0.0
+
+
+def replay(trace: Trace, budget: int, policy: str) -> Outcome:
+    """Play a trace from an empty memory of `budget` bytes for experts.
+
+    lru: least recently used goes. lfu: least often used goes. heat: as the keeper does it, by a share decayed over
+    RECENT_HALF_LIFE tokens plus the long-term share. optimal: what is needed again last goes, and what is needed later
+    than all that is held is not kept (Belady, IBM Systems Journal 5(2), 1966; exact for equal sizes).
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"{policy} is none of {', '.join(POLICIES)}")
+    keys, tokens = trace.accesses()
+    sizes = trace.nbytes.reshape(-1).tolist()
+    after = _next_use(keys)
+    held: dict[int, float] = {}  # key -> the score with which it stands in the heap
+    heap: list[tuple[float, int]] = []
+    count = [0.0] * len(sizes)
+    recent = [-math.inf] * len(sizes)
+    used = hits = read = 0
+    for i, (key, token) in enumerate(zip(keys.tolist(), tokens.tolist(), strict=True)):
+        count[key] += 1
+        # The logarithm of a count of which new ones grow instead of all old ones shrinking: the order stays the same.
+        recent[key] = _log2_sum(recent[key], token / RECENT_HALF_LIFE)
+        score = _score(policy, i, after[i], count[key], recent[key], token)
+        hit = key in held
+        hits += hit
+        if not hit:
+            read += sizes[key]
+            if sizes[key] > budget:
+                continue
+            used += sizes[key]
+        held[key] = score
+        heapq.heappush(heap, (score, key))
+        while used > budget:
+            lowest, victim = heapq.heappop(heap)
+            if held.get(victim) == lowest:
+                del held[victim]
+                used -= sizes[victim]
+    return Outcome(policy, budget, hits, len(keys), read, trace.choices.shape[0])
+
+
+def _score(policy: str, now: int, after: int, count: float, recent: float, token: int) -> float:
+    """Lowest goes first."""
+    if policy == "lru":
+        return float(now)
+    if policy == "lfu":
+        return count + now * 1e-12
+    if policy == "heat":
+        return recent + 0.25 * count / (token + 1)
+    return -float(after)
+
+
+def _log2_sum(a: float, b: float) -> float:
+    """log2(2^a + 2^b)."""
+    high, low = max(a, b), min(a, b)
+    return high + math.log2(1 + 2.0 ** (low - high))
+
+
+def _next_use(keys: NDArray[np.int64]) -> list[int]:
+    """For each access, the number of the next one of the same key."""
+    after = [NEVER] * len(keys)
+    seen: dict[int, int] = {}
+    for i in range(len(keys) - 1, -1, -1):
+        key = int(keys[i])
+        after[i] = seen.get(key, NEVER)
+        seen[key] = i
+    return after
+
+
+def table(trace: Trace, budgets: list[int], policies: tuple[str, ...] = POLICIES) -> list[Outcome]:
+    """Every policy at every budget."""
+    return [replay(trace, budget, policy) for budget in budgets for policy in policies]

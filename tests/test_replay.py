@@ -1,0 +1,64 @@
+"""The replayer against a memory simulated in the plainest way."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hearthd.daemon.residency.replay import POLICIES, Trace, replay, table
+
+
+def trace(tokens: int = 300, seed: int = 0) -> Trace:
+    rng = np.random.default_rng(seed)
+    share = np.arange(16, 0, -1.0) ** 2
+    choices = np.stack([np.stack([rng.choice(16, 2, replace=False, p=share / share.sum()) for _ in range(3)])
+                        for _ in range(tokens)]).astype(np.int16)  # fmt: skip
+    return Trace(choices, np.full((3, 16), 10), np.arange(tokens, dtype=np.int32))
+
+
+def test_lru_equals_a_plain_simulation() -> None:
+    recorded = trace()
+    held: OrderedDict[int, None] = OrderedDict()
+    hits = 0
+    for key in recorded.accesses()[0].tolist():
+        hits += key in held
+        held[key] = None
+        held.move_to_end(key)
+        while len(held) > 20:
+            held.popitem(last=False)
+    outcome = replay(recorded, 200, "lru")
+    assert (outcome.hits, outcome.accesses) == (hits, 300 * 3 * 2)
+    assert outcome.read_bytes == 10 * (outcome.accesses - hits)
+
+
+def test_nothing_beats_the_optimal_and_more_memory_helps() -> None:
+    for seed in range(3):
+        recorded = trace(seed=seed)
+        for budget in (60, 120, 240, 480):
+            read = {policy: replay(recorded, budget, policy).read_bytes for policy in POLICIES}
+            assert min(read.values()) == read["optimal"]
+        optimal = [outcome.hit_rate for outcome in table(recorded, [60, 120, 240, 480], ("optimal",))]
+        assert optimal == sorted(optimal)
+        assert replay(recorded, 480, "lru").read_bytes <= 480  # all fits: everything is read once
+
+
+def test_tokens_of_one_step_read_an_expert_once() -> None:
+    choices = np.array([[[0, 1]], [[1, 2]], [[1, -1]]], dtype=np.int16)
+    sizes = np.full((1, 4), 7)
+    assert replay(Trace(choices, sizes, np.array([0, 0, 1], dtype=np.int32)), 0, "lru").read_bytes == 4 * 7
+    assert replay(Trace(choices, sizes, np.array([0, 1, 2], dtype=np.int32)), 0, "lru").read_bytes == 5 * 7
+
+
+def test_a_trace_survives_the_disk_and_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    recorded = trace(10)
+    recorded.save(tmp_path / "trace.npz")
+    again = Trace.load(tmp_path / "trace.npz")
+    assert (again.choices == recorded.choices).all() and (again.nbytes == recorded.nbytes).all()
+    (tmp_path / "other").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match="not a routing trace"):
+        Trace.load(tmp_path / "other")
+    Trace(recorded.choices, np.full((3, 4), 10), recorded.batch).save(tmp_path / "wrong.npz")
+    with pytest.raises(ValueError, match="out of range"):
+        Trace.load(tmp_path / "wrong.npz")
