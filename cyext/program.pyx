@@ -137,6 +137,7 @@ cdef extern from "steps/step.h" nogil:
     enum:
         HD_OP_EMBED, HD_OP_NORM, HD_OP_MATMUL, HD_OP_ROPE, HD_OP_STORE, HD_OP_ATTEND, HD_OP_ADD, HD_OP_ACTIVATE
         HD_OP_ROUTE, HD_OP_EXPERTS, HD_OP_SELECT, HD_OP_LOOKAHEAD, HD_OP_SCALE, HD_OP_COPY, HD_OP_HEADS_MATMUL
+        HD_OP_CONVOLVE, HD_OP_DELTA, HD_OP_DECAY
 
 
 KV_BLOCK = HD_KV_BLOCK
@@ -145,6 +146,7 @@ OPERATIONS = {
     "attend": HD_OP_ATTEND, "add": HD_OP_ADD, "activate": HD_OP_ACTIVATE, "route": HD_OP_ROUTE, "experts": HD_OP_EXPERTS,
     "select": HD_OP_SELECT, "lookahead": HD_OP_LOOKAHEAD, "scale": HD_OP_SCALE, "copy": HD_OP_COPY,
     "heads_matmul": HD_OP_HEADS_MATMUL,
+    "convolve": HD_OP_CONVOLVE, "delta": HD_OP_DELTA, "decay": HD_OP_DECAY,
 }
 
 

@@ -1,6 +1,7 @@
 /* The one visible border of the kernels: a table of functions per instruction set, chosen at run time.
  * Nothing here allocates, locks or knows of threads; the caller shares rows out and brings the scratch memory. */
 #pragma once
+#include "delta.h"
 #include "types.h"
 
 /* How a product wants its activations. Packed once per input row, then shared by every product that reads it. */
@@ -59,6 +60,9 @@ typedef struct hd_kernels {
     /* --- attention --- */
     size_t (*attend_scratch)(const hd_attend *a);
     void (*attend)(const hd_attend *a, void *scratch);
+
+    /* --- recurrence --- */
+    void (*delta)(const hd_delta *d);
 
     /* --- vectors of n floats --- */
     void (*rms_norm)(float *out, const float *x, const float *weight, int64_t n, float eps);  /* weight may be NULL */

@@ -4,6 +4,13 @@
 
 #define OP(s) (&(s)->p->ops[(s)->pc])
 
+/* Narrow projections (gates, one number a head) steer everything behind them and cost nothing: their inputs stay floats. */
+#define NARROW 64
+
+static hd_act act_of(const hd_step *s, const hd_weight *m) {
+    return m->rows <= NARROW ? HD_ACT_F32 : s->p->kernels->act_for(m->type, s->n);
+}
+
 enum { TO_LOGITS = 3 };   /* i[3] of a matmul: the output is the step's logits, not a buffer */
 
 static float *out_row(const hd_step *s, const hd_op *op, int32_t k, int32_t row) {
@@ -17,7 +24,7 @@ static void matmul_item(hd_step *s, hd_worker *w, const hd_item *item) {
     int32_t k = item->what, n = hd_rows(s, op);
     const hd_weight *m = &p->weights[op->w[k]];
     hd_product product = {
-        .type = m->type, .act = (int32_t)p->kernels->act_for(m->type, s->n), .w = hd_weight_at(p, m, 0, w->team),
+        .type = m->type, .act = (int32_t)act_of(s, m), .w = hd_weight_at(p, m, 0, w->team),
         .row_bytes = m->row_bytes, .k = m->cols, .n = n,
         .x = s->x + (size_t)k * p->max_rows, .out = s->out0 + (size_t)k * p->max_rows};
     void *scratch = hd_worker_scratch(w, p->kernels->product_scratch(&product));
@@ -38,13 +45,13 @@ int hd_op_matmul(hd_step *s, const hd_op *op, int32_t stage) {
         for (int32_t k = 0; k < matrices; k++)
             if (hd_need_spans(s, p->weights[op->w[k]].spans, 1)) return HD_FAIL;
         for (int32_t k = 0; k < matrices; k++) {
-            int answer = hd_pack(s, op->in[0], p->kernels->act_for(p->weights[op->w[k]].type, s->n), n);
+            int answer = hd_pack(s, op->in[0], act_of(s, &p->weights[op->w[k]]), n);
             if (answer != HD_DONE) return answer;
         }
         int64_t rows = 0;
         for (int32_t k = 0; k < matrices; k++) {
             const hd_weight *m = &p->weights[op->w[k]];
-            hd_act kind = p->kernels->act_for(m->type, s->n);
+            hd_act kind = act_of(s, m);
             for (int32_t t = 0; t < n; t++) {
                 s->x[(size_t)k * p->max_rows + t] = hd_packed_row(s, op->in[0], kind, t);
                 s->out0[(size_t)k * p->max_rows + t] = out_row(s, op, k, t);

@@ -12,6 +12,7 @@ static const hd_op_fn operations[HD_OP_KINDS] = {
     [HD_OP_ADD] = hd_op_add,           [HD_OP_ACTIVATE] = hd_op_activate,   [HD_OP_ROUTE] = hd_op_route,
     [HD_OP_EXPERTS] = hd_op_experts,   [HD_OP_SELECT] = hd_op_select,       [HD_OP_LOOKAHEAD] = hd_op_lookahead,
     [HD_OP_SCALE] = hd_op_scale,       [HD_OP_COPY] = hd_op_copy,           [HD_OP_HEADS_MATMUL] = hd_op_heads_matmul,
+    [HD_OP_CONVOLVE] = hd_op_convolve, [HD_OP_DELTA] = hd_op_delta,         [HD_OP_DECAY] = hd_op_decay,
 };
 
 /* --- items ---------------------------------------------------------------------------------------------------------- */

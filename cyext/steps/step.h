@@ -15,6 +15,7 @@ enum { HD_DONE = 0, HD_SHARE = 1, HD_FAIL = 2 };
 enum hd_op_kind {
     HD_OP_EMBED, HD_OP_NORM, HD_OP_MATMUL, HD_OP_ROPE, HD_OP_STORE, HD_OP_ATTEND, HD_OP_ADD, HD_OP_ACTIVATE,
     HD_OP_ROUTE, HD_OP_EXPERTS, HD_OP_SELECT, HD_OP_LOOKAHEAD, HD_OP_SCALE, HD_OP_COPY, HD_OP_HEADS_MATMUL,
+    HD_OP_CONVOLVE, HD_OP_DELTA, HD_OP_DECAY,
     HD_OP_KINDS
 };
 
@@ -167,6 +168,9 @@ int hd_op_select(hd_step *, const hd_op *, int32_t);
 int hd_op_lookahead(hd_step *, const hd_op *, int32_t);
 int hd_op_scale(hd_step *, const hd_op *, int32_t);
 int hd_op_heads_matmul(hd_step *, const hd_op *, int32_t);
+int hd_op_convolve(hd_step *, const hd_op *, int32_t);
+int hd_op_delta(hd_step *, const hd_op *, int32_t);
+int hd_op_decay(hd_step *, const hd_op *, int32_t);
 int hd_op_copy(hd_step *, const hd_op *, int32_t);
 
 /* --- for operations ------------------------------------------------------------------------------------------------- */

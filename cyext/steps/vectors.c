@@ -156,12 +156,14 @@ static void scale_rows(hd_step *s, hd_worker *w, const hd_item *item) {
     for (int32_t r = item->r0; r < item->r1; r++) {
         const float *x = hd_row(s, op->in[0], r);
         float *out = hd_row(s, op->out[0], r);
-        float by = op->f[0] * (op->in[1] < 0 ? 1.0f : hd_row(s, op->in[1], r)[0]);
-        for (int32_t j = 0; j < width; j++) out[j] = x[j] * by;
+        for (int32_t k = 0, piece = width / op->i[0]; k < op->i[0]; k++) {
+            float by = op->f[0] * (op->in[1] < 0 ? 1.0f : hd_row(s, op->in[1], r)[k]);
+            for (int32_t j = k * piece; j < (k + 1) * piece; j++) out[j] = x[j] * by;
+        }
     }
 }
 
-/* out0 = f0 * in0, times the single float of in1 where there is one. */
+/* out0 = f0 * in0; each of its i0 equal pieces times the float of in1 that is its own, where in1 is given. */
 int hd_op_scale(hd_step *s, const hd_op *op, int32_t stage) {
     if (stage == 0 && hd_share_rows(s, scale_rows, hd_rows(s, op), s->p->buffers[op->out[0]].width) == HD_SHARE)
         return HD_SHARE;

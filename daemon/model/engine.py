@@ -130,7 +130,8 @@ class Engine:
     def step(self, batch: Sequence[tuple[Session, np.ndarray, Want]]) -> list[np.ndarray | None]:
         """Append tokens (int32) to sessions; logits float32 [n, n_vocab] of the last or all of them where wanted.
 
-        Blocking, without the GIL. All or nothing: when it raises, every session is as before.
+        Blocking, without the GIL. All or nothing: when it raises, every session is as before, or
+        closed where its model keeps recurrent state and the step had begun.
         """
         with self._lock:
             return self._step(batch)
@@ -162,7 +163,7 @@ class Engine:
                 tokens, positions, owner, [s.state for s, _, _ in batch], np.array(selected, dtype=np.int32), logits
             )
         except cy.Failed as error:
-            self._shrink(batch)
+            self._shrink(batch, ran=True)
             raise self._explain(error) from None
         self.steps += 1
         self.rows += len(tokens)
@@ -174,9 +175,12 @@ class Engine:
             at += n
         return result
 
-    def _shrink(self, batch: Sequence[tuple[Session, np.ndarray, Want]]) -> None:
+    def _shrink(self, batch: Sequence[tuple[Session, np.ndarray, Want]], *, ran: bool = False) -> None:
         for session, _, _ in batch:
-            session.state.shrink(session.length)
+            if ran and self.recurrent:
+                session.close()  # its state has moved on with some of the rows and cannot go back
+            else:
+                session.state.shrink(session.length)
 
     def _explain(self, error: cy.Failed) -> Exception:
         if error.kind == "stopped":

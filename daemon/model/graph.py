@@ -72,6 +72,15 @@ class Tensors:
         number = self._program.weight(t.type, rows * depth, cols, t.row_bytes, [span])
         return Weight(number, name, rows * depth, cols)
 
+    def values(self, name: str) -> np.ndarray:
+        """A small F32 tensor's values, read now: for what the graph itself is made of."""
+        t = self._model.tensors[name]
+        if t.type != F32:
+            raise self._fail(name, f"type {t.type} found, F32 expected")
+        with open(self._model.paths[t.file], "rb") as file:
+            file.seek(t.offset)
+            return np.frombuffer(file.read(t.nbytes), dtype="<f4")
+
     def vector(self, name: str, n: int) -> Weight:
         t = self._shape(name, (n,))
         if t.type != F32:
@@ -327,9 +336,10 @@ class Graph:
         self._call("add", [a, b], [out])
         return out
 
-    def scale(self, x: Value, by: float = 1.0, per_row: Value | None = None) -> Value:
+    def scale(self, x: Value, by: float = 1.0, per_piece: Value | None = None, pieces: int = 1) -> Value:
+        """by * x; each of its equal pieces also times its own element of per_piece."""
         out = self._new(x.width, x)
-        self._call("scale", [x, per_row], [out], floats=[by])
+        self._call("scale", [x, per_piece], [out], ints=[pieces], floats=[by])
         return out
 
     def activate(
@@ -407,6 +417,42 @@ class Graph:
             ints=[route.used, activation],
             floats=[limit, alpha],
         )
+        return out
+
+    def convolve(self, x: Value, weight: Weight) -> Value:
+        """silu of a causal convolution along the sequence, channel by channel; weight [channels, taps]."""
+        out = self._new(x.width, x)
+        state = self._program.state((weight.cols - 1) * weight.rows)
+        self._call("convolve", [x], [out], weights=[weight], ints=[weight.cols, state])
+        return out
+
+    def decay(
+        self,
+        alpha: Value,
+        beta: Value,
+        a: Weight,
+        bias: Weight,
+        heads: int,
+        *,
+        group: int | None = None,
+        alpha_at: tuple[int, int] = (0, 0),
+        beta_at: tuple[int, int] = (0, 0),
+    ) -> Value:
+        """exp(a softplus(alpha + bias)) and sigmoid(beta) of each head. group: heads that stand side by side in alpha and
+        beta; at: offset and stride of the groups."""
+        out = self._new(2 * heads, alpha)
+        group = heads if group is None else group
+        self._call("decay", [alpha, beta], [out], weights=[a, bias], ints=[heads, *alpha_at, *beta_at, group])
+        return out
+
+    def delta(
+        self, x: Value, gates: Value, *, value_heads: int, key_heads: int, dk: int, dv: int, interleaved: bool
+    ) -> Value:
+        """The gated delta rule (Yang et al., arXiv 2412.06464) over x = [q, k, v]; interleaved: value head h reads key head
+        h % key_heads, else h // (value_heads // key_heads)."""
+        out = self._new(value_heads * dv, x)
+        state = self._program.state(value_heads * dk * dv)
+        self._call("delta", [x, gates], [out], ints=[value_heads, key_heads, dk, dv, state, int(interleaved)])
         return out
 
     def select(self, x: Value) -> Value:

@@ -67,8 +67,9 @@ class Hyper:
 
 def common(keys: Keys, n_vocab: int) -> Hyper:
     """The keys that nearly all architectures share, with GGUF's defaults."""
-    layers = int(keys("block_count"))
-    heads = [int(n) for n in keys.per_layer("attention.head_count", layers)]
+    blocks = int(keys("block_count"))
+    layers = blocks - int(keys("nextn_predict_layers", 0))  # the last ones serve multi-token prediction only
+    heads = [int(n) for n in keys.per_layer("attention.head_count", blocks)][:layers]
     embd = int(keys("embedding_length"))
     head_k = int(keys("attention.key_length", embd // max(heads[0], 1)))
     return Hyper(
@@ -78,10 +79,10 @@ def common(keys: Keys, n_vocab: int) -> Hyper:
         n_vocab=n_vocab,
         n_context_train=int(keys("context_length", 0)),
         n_head=heads,
-        n_head_kv=[int(n) for n in keys.per_layer("attention.head_count_kv", layers, heads[0])],
+        n_head_kv=[int(n) for n in keys.per_layer("attention.head_count_kv", blocks, heads[0])][:layers],
         head_k=head_k,
         head_v=int(keys("attention.value_length", head_k)),
-        n_ff=int(keys.per_layer("feed_forward_length", layers, 0)[0]),
+        n_ff=int(keys.per_layer("feed_forward_length", blocks, 0)[0]),
         n_expert=int(keys("expert_count", 0)),
         n_expert_used=int(keys("expert_used_count", 0)),
         n_ff_expert=int(keys("expert_feed_forward_length", 0)),

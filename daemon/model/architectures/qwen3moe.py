@@ -4,82 +4,48 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hearthd.daemon.model import blocks
 from hearthd.daemon.model.graph import Graph, Tensors, Weight
 from hearthd.daemon.model.hyper import Hyper, Keys, common
 
 
 def hyperparameters(keys: Keys, n_vocab: int) -> Hyper:
-    return common(keys, n_vocab)
+    h = common(keys, n_vocab)
+    h.more["scaling"] = blocks.rope_scaling(keys)
+    return h
 
 
 @dataclass
 class Layer:
-    attn_norm: Weight
-    q: Weight
-    k: Weight
-    v: Weight
-    o: Weight
-    q_norm: Weight
-    k_norm: Weight
-    ffn_norm: Weight
-    router: Weight
-    gate: Weight
-    up: Weight
-    down: Weight
+    attention: blocks.Attention
+    norm: Weight
+    experts: blocks.Routed
 
 
 @dataclass
 class Weights:
-    embedding: Weight
+    ends: blocks.Ends
     layers: list[Layer]
-    norm: Weight
-    output: Weight
 
 
 def tensors(h: Hyper, t: Tensors) -> Weights:
-    layers = []
-    for i in range(h.n_layer):
-        p = f"blk.{i}."
-        heads, kv = h.n_head[i], h.n_head_kv[i]
-        gate, up = t.gate_up(i, h.n_expert, h.n_ff_expert, h.n_embd)
-        layers.append(
-            Layer(
-                attn_norm=t.vector(p + "attn_norm.weight", h.n_embd),
-                q=t.matrix(p + "attn_q.weight", heads * h.head_k, h.n_embd),
-                k=t.matrix(p + "attn_k.weight", kv * h.head_k, h.n_embd),
-                v=t.matrix(p + "attn_v.weight", kv * h.head_v, h.n_embd),
-                o=t.matrix(p + "attn_output.weight", h.n_embd, heads * h.head_v),
-                q_norm=t.vector(p + "attn_q_norm.weight", h.head_k),
-                k_norm=t.vector(p + "attn_k_norm.weight", h.head_k),
-                ffn_norm=t.vector(p + "ffn_norm.weight", h.n_embd),
-                router=t.matrix(p + "ffn_gate_inp.weight", h.n_expert, h.n_embd),
-                gate=gate,
-                up=up,
-                down=t.experts(p + "ffn_down_exps.weight", h.n_expert, h.n_embd, h.n_ff_expert),
-            )
+    layers = [
+        Layer(
+            attention=blocks.attention_tensors(h, t, i, qk_norm="head"),
+            norm=t.vector(f"blk.{i}.ffn_norm.weight", h.n_embd),
+            experts=blocks.routed_tensors(h, t, i),
         )
-    embedding = t.matrix("token_embd.weight", h.n_vocab, h.n_embd)
-    output = t.matrix("output.weight", h.n_vocab, h.n_embd) if "output.weight" in t else embedding
-    return Weights(embedding, layers, t.vector("output_norm.weight", h.n_embd), output)
+        for i in range(h.n_layer)
+    ]
+    return Weights(blocks.end_tensors(h, t), layers)
 
 
 def graph(h: Hyper, w: Weights, g: Graph) -> None:
-    rope = g.rope(h.rope_width, h.rope_base)
-    x = g.embed(w.embedding)  # [n_embd]
+    rope = g.rope(h.rope_width, h.rope_base, **h.more["scaling"])
+    x = g.embed(w.ends.embedding)  # [n_embd]
     for i, layer in enumerate(w.layers):
         g.layer(i)
-        heads, kv, dk, dv = h.n_head[i], h.n_head_kv[i], h.head_k, h.head_v
-        keys, values = g.cache(kv, dk), g.cache(kv, dv)
-
-        q, k, v = g.matmul(g.rms_norm(x, layer.attn_norm, h.epsilon), layer.q, layer.k, layer.v)
-        g.rotate(g.norm_heads(q, layer.q_norm, h.epsilon, heads, dk), rope, heads, dk)  # q [heads, dk]
-        g.rotate(g.norm_heads(k, layer.k_norm, h.epsilon, kv, dk), rope, kv, dk)  # k [kv, dk]
-        g.store(keys, k, kv, dk)
-        g.store(values, v, kv, dv)
-        a = g.attention(q, keys, values, heads=heads, kv_heads=kv, dk=dk, dv=dv, scale=dk**-0.5)
-        x = g.add(x, g.matmul(a, layer.o))
-
-        f = g.rms_norm(x, layer.ffn_norm, h.epsilon)
-        route = g.route(g.matmul(f, layer.router), h.n_expert_used)
-        x = g.add(x, g.experts(f, route, layer.gate, layer.up, layer.down))
-    g.logits(g.rms_norm(g.select(x), w.norm, h.epsilon), w.output)
+        x = blocks.attend(g, h, i, layer.attention, x, rope)
+        f = g.rms_norm(x, layer.norm, h.epsilon)
+        x = g.add(x, blocks.feed_routed(g, h, layer.experts, f))
+    blocks.finish(g, h, w.ends, x)

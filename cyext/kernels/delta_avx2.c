@@ -1,0 +1,3 @@
+#include "delta_body.h"
+
+void hd_delta_avx2(const hd_delta *d) { delta(d); }

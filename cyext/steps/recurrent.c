@@ -1,0 +1,122 @@
+/* What a gated delta net keeps and does: a short causal convolution and the recurrent scan. Rows of a session are
+ * consecutive in a step and come in order of position; a session's state moves on with them. */
+#include "step.h"
+#include <math.h>
+#include <string.h>
+
+#define OP(s) (&(s)->p->ops[(s)->pc])
+
+static float *state_at(const hd_step *s, int32_t row, int32_t offset) {
+    return s->sessions[s->session[row]].state + offset;
+}
+
+/* The run of rows of one session that begins at row. */
+static int32_t run_end(const hd_step *s, int32_t row) {
+    int32_t end = row + 1;
+    while (end < s->n && s->session[end] == s->session[row]) end++;
+    return end;
+}
+
+static void convolve_item(hd_step *s, hd_worker *w, const hd_item *item) {
+    (void)w;
+    const hd_op *op = OP(s);
+    int32_t taps = op->i[0], offset = op->i[1], channels = s->p->buffers[op->in[0]].width;
+    const float *weight = hd_vector(s, op, 0);   /* [channels][taps], the last tap is the row itself */
+    float *state = state_at(s, item->what, offset);   /* [taps - 1][channels], oldest first */
+    int32_t end = run_end(s, item->what);
+    for (int32_t r = item->what; r < end; r++) {
+        const float *x = hd_row(s, op->in[0], r);
+        float *out = hd_row(s, op->out[0], r);
+        for (int32_t c = item->r0; c < item->r1; c++) {
+            const float *tap = weight + (size_t)c * taps;
+            float sum = tap[taps - 1] * x[c];
+            for (int32_t k = 0; k < taps - 1; k++) sum += tap[k] * state[(size_t)k * channels + c];
+            for (int32_t k = 0; k + 1 < taps - 1; k++)
+                state[(size_t)k * channels + c] = state[(size_t)(k + 1) * channels + c];
+            if (taps > 1) state[(size_t)(taps - 2) * channels + c] = x[c];
+            out[c] = sum / (1.0f + expf(-sum));
+        }
+    }
+}
+
+/* out0 = silu(causal convolution of in0 over the session's rows), w0 [channels][i0 taps], state at float i1. */
+int hd_op_convolve(hd_step *s, const hd_op *op, int32_t stage) {
+    if (stage > 0) {
+        hd_written(s, op->out[0]);
+        return HD_DONE;
+    }
+    int32_t channels = s->p->buffers[op->in[0]].width, each = channels / (4 * hd_teams_threads(s->p->teams));
+    each = each < 64 ? 64 : each;
+    hd_items_clear(s, convolve_item);
+    for (int32_t r = 0; r < s->n; r = run_end(s, r))
+        for (int32_t c = 0; c < channels; c += each)
+            if (hd_items_add(s, r, c, c + each < channels ? c + each : channels)) return HD_FAIL;
+    return hd_items_publish(s);
+}
+
+static void decay_rows(hd_step *s, hd_worker *w, const hd_item *item) {
+    (void)w;
+    const hd_op *op = OP(s);
+    int32_t heads = op->i[0];
+    const float *a = hd_vector(s, op, 0), *bias = hd_vector(s, op, 1);
+    for (int32_t r = item->r0; r < item->r1; r++) {
+        const float *alpha = hd_row(s, op->in[0], r), *beta = hd_row(s, op->in[1], r);
+        float *out = hd_row(s, op->out[0], r);
+        for (int32_t h = 0; h < heads; h++) {
+            float x = alpha[op->i[1] + h / op->i[5] * op->i[2] + h % op->i[5]] + bias[h];
+            float softplus = x > 20.0f ? x : log1pf(expf(x));
+            out[h] = expf(a[h] * softplus);
+            out[heads + h] = 1.0f / (1.0f + expf(-beta[op->i[3] + h / op->i[5] * op->i[4] + h % op->i[5]]));
+        }
+    }
+}
+
+/* out0 [2][i0 heads] = exp(w0 softplus(alpha + w1)) and sigmoid(beta): how far a head forgets, how far it writes. Head h
+ * finds alpha in in0 at i1 + (h / i5) i2 + h % i5, beta in in1 at i3 + (h / i5) i4 + h % i5. */
+int hd_op_decay(hd_step *s, const hd_op *op, int32_t stage) {
+    if (stage == 0 && hd_share_rows(s, decay_rows, s->n, 16 * (int64_t)op->i[0]) == HD_SHARE) return HD_SHARE;
+    hd_written(s, op->out[0]);
+    return HD_DONE;
+}
+
+/* Tokens whose pointers fit the stack; the state carries over from one piece to the next. */
+#define PIECE 64
+
+static void delta_item(hd_step *s, hd_worker *w, const hd_item *item) {
+    (void)w;
+    const hd_op *op = OP(s);
+    int32_t value_heads = op->i[0], dk = op->i[2], dv = op->i[3], offset = op->i[4];
+    int32_t h = item->r0, key_head = op->i[5] ? h % op->i[1] : h / (value_heads / op->i[1]);
+    const float *q[PIECE], *k[PIECE], *v[PIECE];
+    float *out[PIECE], decay[PIECE], beta[PIECE];
+    hd_delta d = {.dk = dk, .dv = dv, .state = state_at(s, item->what, offset) + (size_t)h * dk * dv, .q = q, .k = k, .v = v,
+                  .decay = decay, .beta = beta, .out = out};
+    int32_t end = run_end(s, item->what);
+    for (int32_t r = item->what; r < end; r += PIECE) {
+        d.rows = end - r < PIECE ? end - r : PIECE;
+        for (int32_t t = 0; t < d.rows; t++) {
+            const float *x = hd_row(s, op->in[0], r + t), *gates = hd_row(s, op->in[1], r + t);
+            q[t] = x + (size_t)key_head * dk;
+            k[t] = x + (size_t)(op->i[1] + key_head) * dk;
+            v[t] = x + (size_t)2 * op->i[1] * dk + (size_t)h * dv;
+            out[t] = hd_row(s, op->out[0], r + t) + (size_t)h * dv;
+            decay[t] = gates[h];
+            beta[t] = gates[value_heads + h];
+        }
+        s->p->kernels->delta(&d);
+    }
+}
+
+/* out0 [i0 value heads][i3]: the gated delta rule over in0 = [q, k: i1 heads of i2 each; v], with in1 as hd_op_decay makes
+ * it; state at float i4. i5: value head h reads key head h % i1, else h / (i0 / i1). */
+int hd_op_delta(hd_step *s, const hd_op *op, int32_t stage) {
+    if (stage > 0) {
+        hd_written(s, op->out[0]);
+        return HD_DONE;
+    }
+    hd_items_clear(s, delta_item);
+    for (int32_t r = 0; r < s->n; r = run_end(s, r))
+        for (int32_t h = 0; h < op->i[0]; h++)
+            if (hd_items_add(s, r, h, h + 1)) return HD_FAIL;
+    return hd_items_publish(s);
+}

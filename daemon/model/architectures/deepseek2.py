@@ -1,0 +1,136 @@
+"""DeepSeek V2, V3, R1 and Kimi K2: multi-head latent attention in its absorbed form, shared experts, routing by groups.
+
+Attention: arXiv 2405.04434, section 2.1, with the key's up-projection moved to the query and the value's behind the sum,
+so that the cache holds one compressed row per token. Routing: arXiv 2412.19437, section 2.1.2. YaRN's temperature on the
+scores: deepseek-ai/DeepSeek-V3, inference/model.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hearthd.daemon.model import blocks
+from hearthd.daemon.model.graph import Graph, Tensors, Value, Weight
+from hearthd.daemon.model.hyper import Hyper, Keys, common
+
+
+def hyperparameters(keys: Keys, n_vocab: int) -> Hyper:
+    h = common(keys, n_vocab)
+    rotary = int(keys("rope.dimension_count"))
+    whole = int(keys("attention.key_length_mla"))
+    scaling = blocks.rope_scaling(keys)
+    temperature = 1.0
+    if "yarn" in scaling:
+        log_multiplier = float(keys("rope.scaling.yarn_log_multiplier", 0.0))
+        temperature = 1.0 + log_multiplier * math.log(scaling["yarn"]["factor"])
+        scaling["yarn"]["magnitude"] = 1.0
+    h.more = {
+        "dense": int(keys("leading_dense_block_count", 0)),
+        "q_lora": int(keys("attention.q_lora_rank", 0)),
+        "kv_lora": int(keys("attention.kv_lora_rank")),
+        "rotary": rotary,
+        "plain": whole - rotary,
+        "value": int(keys("attention.value_length_mla")),
+        "scale": whole**-0.5 * temperature**2,
+        "scaling": scaling,
+        "routing": {
+            "gating": blocks.gating(keys),
+            "normalise": bool(keys("expert_weights_norm", False)),
+            "scale": float(keys("expert_weights_scale", 1.0)) or 1.0,
+            "groups": int(keys("expert_group_count", 0)),
+            "groups_used": int(keys("expert_group_used_count", 0)),
+        },
+    }
+    return h
+
+
+@dataclass
+class Latent:
+    norm: Weight
+    q_a: Weight | None
+    q_a_norm: Weight | None
+    q: Weight
+    kv_a: Weight
+    kv_a_norm: Weight
+    k_b: Weight
+    v_b: Weight
+    o: Weight
+
+
+@dataclass
+class Layer:
+    attention: Latent
+    norm: Weight
+    feed: blocks.Feed | blocks.Routed
+
+
+@dataclass
+class Weights:
+    ends: blocks.Ends
+    layers: list[Layer]
+
+
+def tensors(h: Hyper, t: Tensors) -> Weights:
+    m, layers = h.more, []
+    for i in range(h.n_layer):
+        p, heads = f"blk.{i}.", h.n_head[i]
+        rows, rank = heads * (m["plain"] + m["rotary"]), m["q_lora"]
+        latent = Latent(
+            norm=t.vector(p + "attn_norm.weight", h.n_embd),
+            q_a=t.matrix(p + "attn_q_a.weight", rank, h.n_embd) if rank else None,
+            q_a_norm=t.vector(p + "attn_q_a_norm.weight", rank) if rank else None,
+            q=t.matrix(p + "attn_q_b.weight", rows, rank) if rank else t.matrix(p + "attn_q.weight", rows, h.n_embd),
+            kv_a=t.matrix(p + "attn_kv_a_mqa.weight", m["kv_lora"] + m["rotary"], h.n_embd),
+            kv_a_norm=t.vector(p + "attn_kv_a_norm.weight", m["kv_lora"]),
+            k_b=t.matrix(p + "attn_k_b.weight", m["kv_lora"], m["plain"], depth=heads),
+            v_b=t.matrix(p + "attn_v_b.weight", m["value"], m["kv_lora"], depth=heads),
+            o=t.matrix(p + "attn_output.weight", h.n_embd, heads * m["value"]),
+        )
+        dense = i < m["dense"] or not h.n_expert
+        layers.append(
+            Layer(
+                attention=latent,
+                norm=t.vector(p + "ffn_norm.weight", h.n_embd),
+                feed=blocks.feed_tensors(h, t, i, h.n_ff) if dense else blocks.routed_tensors(h, t, i),
+            )
+        )
+    return Weights(blocks.end_tensors(h, t), layers)
+
+
+def attend(g: Graph, h: Hyper, i: int, w: Latent, x: Value, rope: int) -> Value:
+    m, heads = h.more, h.n_head[i]
+    rank, rotary, plain = m["kv_lora"], m["rotary"], m["plain"]
+    width = rank + rotary
+    cache = g.cache(1, width)  # per token: the compressed row, then the rotated part that all heads share
+    a = g.rms_norm(x, w.norm, h.epsilon)
+
+    kv = g.matmul(a, w.kv_a)
+    g.norm_heads(kv, w.kv_a_norm, h.epsilon, 1, rank)
+    g.rotate(kv, rope, 1, width, offset=rank, neox=False)
+    g.store(cache, kv, 1, width)
+
+    if w.q_a is not None:
+        a = g.rms_norm(g.matmul(a, w.q_a), w.q_a_norm, h.epsilon)
+    q = g.matmul(a, w.q)  # [heads, plain + rotary]
+    g.rotate(q, rope, heads, plain + rotary, offset=plain, neox=False)
+    absorbed = g.heads_matmul(q, w.k_b, heads, rank, plain, in_stride=plain + rotary, out_stride=width)
+    g.copy(q, absorbed, heads, rotary, (plain, plain + rotary), (rank, width))
+
+    out = g.attention(absorbed, cache, cache, heads=heads, kv_heads=1, dk=width, dv=rank, scale=m["scale"])
+    out = g.heads_matmul(out, w.v_b, heads, m["value"], rank)
+    return g.add(x, g.matmul(out, w.o))
+
+
+def graph(h: Hyper, w: Weights, g: Graph) -> None:
+    rope = g.rope(h.more["rotary"], h.rope_base, **h.more["scaling"])
+    x = g.embed(w.ends.embedding)  # [n_embd]
+    for i, layer in enumerate(w.layers):
+        g.layer(i)
+        x = attend(g, h, i, layer.attention, x, rope)
+        f = g.rms_norm(x, layer.norm, h.epsilon)
+        if isinstance(layer.feed, blocks.Feed):
+            x = g.add(x, blocks.feed(g, layer.feed, f))
+        else:
+            x = g.add(x, blocks.feed_routed(g, h, layer.feed, f, **h.more["routing"]))
+    blocks.finish(g, h, w.ends, x)

@@ -1,0 +1,106 @@
+"""Step 3.5 Flash: window and full layers with their own head counts and ropes, a gate per head, clamped SwiGLU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from hearthd.daemon.model import blocks
+from hearthd.daemon.model.graph import SIGMOID_GATING, SILU, SWIGLU_LIMIT, Graph, Tensors, Weight
+from hearthd.daemon.model.hyper import Hyper, Keys, common
+
+
+def hyperparameters(keys: Keys, n_vocab: int) -> Hyper:
+    h = common(keys, n_vocab)
+    layers = int(keys("block_count"))
+    h.more = {
+        "dense": int(keys("leading_dense_block_count", 0)),
+        "every": int(keys("moe_every_n_layers", 1)),
+        "window": int(keys("attention.sliding_window")),
+        "windowed": [bool(on) for on in keys.per_layer("attention.sliding_window_pattern", layers)],
+        "window_base": float(keys("rope.freq_base_swa", h.rope_base)),
+        "clamp": [float(limit) for limit in keys.per_layer("swiglu_clamp_exp", layers, 0.0)],
+        "clamp_shared": [float(limit) for limit in keys.per_layer("swiglu_clamp_shexp", layers, 0.0)],
+        "routing": {
+            "gating": blocks.gating(keys, SIGMOID_GATING),
+            "normalise": bool(keys("expert_weights_norm", True)),
+            "scale": float(keys("expert_weights_scale", 1.0)) or 1.0,
+        },
+    }
+    return h
+
+
+@dataclass
+class Layer:
+    attention: blocks.Attention
+    head_gate: Weight | None
+    norm: Weight
+    feed: blocks.Feed | blocks.Routed
+
+
+@dataclass
+class Weights:
+    ends: blocks.Ends
+    layers: list[Layer]
+    rope_factors: np.ndarray | None
+
+
+def tensors(h: Hyper, t: Tensors) -> Weights:
+    layers = []
+    for i in range(h.n_layer):
+        gate = f"blk.{i}.attn_gate.weight"
+        dense = i < h.more["dense"] or (i - h.more["dense"]) % h.more["every"] != 0
+        layers.append(
+            Layer(
+                attention=blocks.attention_tensors(h, t, i, qk_norm="head"),
+                head_gate=t.matrix(gate, h.n_head[i], h.n_embd) if gate in t else None,
+                norm=t.vector(f"blk.{i}.ffn_norm.weight", h.n_embd),
+                feed=blocks.feed_tensors(h, t, i, h.n_ff) if dense else blocks.routed_tensors(h, t, i),
+            )
+        )
+    return Weights(blocks.end_tensors(h, t), layers, blocks.rope_factors(t, h.rope_width // 2))
+
+
+def clamp(limit: float) -> tuple[int, float]:
+    return (SWIGLU_LIMIT, limit) if limit else (SILU, 0.0)
+
+
+def graph(h: Hyper, w: Weights, g: Graph) -> None:
+    m = h.more
+    rope_full = g.rope(h.rope_width // 2, h.rope_base, factors=w.rope_factors)
+    rope_window = g.rope(h.rope_width, m["window_base"])
+    x = g.embed(w.ends.embedding)  # [n_embd]
+    for i, layer in enumerate(w.layers):
+        g.layer(i)
+        near = m["windowed"][i]
+        x = blocks.attend(
+            g,
+            h,
+            i,
+            layer.attention,
+            x,
+            rope_window if near else rope_full,
+            window=m["window"] if near else 0,
+            head_gate=layer.head_gate,
+        )
+        f = g.rms_norm(x, layer.norm, h.epsilon)
+        activation, limit = clamp(m["clamp"][i])
+        shared_activation, shared_limit = clamp(m["clamp_shared"][i])
+        if isinstance(layer.feed, blocks.Feed):
+            x = g.add(x, blocks.feed(g, layer.feed, f, activation=shared_activation, limit=shared_limit))
+        else:
+            x = g.add(
+                x,
+                blocks.feed_routed(
+                    g,
+                    h,
+                    layer.feed,
+                    f,
+                    activation=activation,
+                    limit=limit,
+                    shared_activation=shared_activation,
+                    shared_limit=shared_limit,
+                    **m["routing"],
+                ),
+            )
+    blocks.finish(g, h, w.ends, x)
