@@ -228,7 +228,8 @@ cdef class State:
             memset(self.state, 0, self.program.p.state_floats * sizeof(float))
 
     def __dealloc__(self):
-        if self.program is not None and self.n_blocks:
+        # The collector may have emptied the program first; then nobody needs the blocks.
+        if self.program is not None and self.program.free_blocks is not None:
             self.shrink(0)
         free(self.blocks)
         hd_memory_free(self.state)

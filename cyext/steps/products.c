@@ -4,14 +4,11 @@
 
 #define OP(s) (&(s)->p->ops[(s)->pc])
 
-/* Narrow projections (gates, one number a head) steer everything behind them and cost nothing: their inputs stay floats. */
-#define NARROW 64
+enum { EXACT = 0, TO_LOGITS = 3 };   /* ints of a matmul: its inputs stay floats; its output is the step's logits */
 
-static hd_act act_of(const hd_step *s, const hd_weight *m) {
-    return m->rows <= NARROW ? HD_ACT_F32 : s->p->kernels->act_for(m->type, s->n);
+static hd_act act_of(const hd_step *s, const hd_op *op, const hd_weight *m) {
+    return op->i[EXACT] ? HD_ACT_F32 : s->p->kernels->act_for(m->type, s->n);
 }
-
-enum { TO_LOGITS = 3 };   /* i[3] of a matmul: the output is the step's logits, not a buffer */
 
 static float *out_row(const hd_step *s, const hd_op *op, int32_t k, int32_t row) {
     if (op->i[TO_LOGITS]) return s->logits + (size_t)row * s->p->vocabulary;
@@ -24,7 +21,7 @@ static void matmul_item(hd_step *s, hd_worker *w, const hd_item *item) {
     int32_t k = item->what, n = hd_rows(s, op);
     const hd_weight *m = &p->weights[op->w[k]];
     hd_product product = {
-        .type = m->type, .act = (int32_t)act_of(s, m), .w = hd_weight_at(p, m, 0, w->team),
+        .type = m->type, .act = (int32_t)act_of(s, op, m), .w = hd_weight_at(p, m, 0, w->team),
         .row_bytes = m->row_bytes, .k = m->cols, .n = n,
         .x = s->x + (size_t)k * p->max_rows, .out = s->out0 + (size_t)k * p->max_rows};
     void *scratch = hd_worker_scratch(w, p->kernels->product_scratch(&product));
@@ -45,13 +42,13 @@ int hd_op_matmul(hd_step *s, const hd_op *op, int32_t stage) {
         for (int32_t k = 0; k < matrices; k++)
             if (hd_need_spans(s, p->weights[op->w[k]].spans, 1)) return HD_FAIL;
         for (int32_t k = 0; k < matrices; k++) {
-            int answer = hd_pack(s, op->in[0], act_of(s, &p->weights[op->w[k]]), n);
+            int answer = hd_pack(s, op->in[0], act_of(s, op, &p->weights[op->w[k]]), n);
             if (answer != HD_DONE) return answer;
         }
         int64_t rows = 0;
         for (int32_t k = 0; k < matrices; k++) {
             const hd_weight *m = &p->weights[op->w[k]];
-            hd_act kind = act_of(s, m);
+            hd_act kind = act_of(s, op, m);
             for (int32_t t = 0; t < n; t++) {
                 s->x[(size_t)k * p->max_rows + t] = hd_packed_row(s, op->in[0], kind, t);
                 s->out0[(size_t)k * p->max_rows + t] = out_row(s, op, k, t);

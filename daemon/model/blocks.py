@@ -114,7 +114,7 @@ def attend(
         q, keys, values, heads=heads, kv_heads=kv, dk=dk, dv=dv, scale=dk**-0.5, window=window, sinks=sinks
     )
     if head_gate is not None:
-        out = g.scale(out, per_piece=g.activate(SIGMOID, g.matmul(a, head_gate)), pieces=heads)
+        out = g.scale(out, per_piece=g.activate(SIGMOID, g.matmul(a, head_gate, exact=True)), pieces=heads)
     return g.add(x, g.matmul(out, w.o, bias=(w.o_bias,)))
 
 
@@ -198,7 +198,7 @@ def feed_routed(
     alpha: float = 0.0,
     **routing: Any,
 ) -> Value:
-    """The experts that the router chooses (routing: arguments of Graph.route), and the shared one where there is one."""
+    """The experts that the router chooses (routing: arguments of Graph.route), and the shared one if there is one."""
     logits = g.matmul(x, w.router, bias=(w.router_bias,))
     route = g.route(logits, h.n_expert_used, bias=w.choice_bias, **routing)
     out = g.experts(x, route, w.gate, w.up, w.down, activation=activation, limit=limit, alpha=alpha, bias=w.bias)

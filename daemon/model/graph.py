@@ -226,15 +226,16 @@ class Graph:
         )
         return x
 
-    def matmul(self, x: Value, *matrices: Weight, bias: Sequence[Weight | None] = ()) -> Any:
-        """Products with up to four matrices that read the same rows: one value, or a tuple of them."""
+    def matmul(self, x: Value, *matrices: Weight, bias: Sequence[Weight | None] = (), exact: bool = False) -> Any:
+        """Products with up to four matrices that read the same rows: one value, or a tuple of them. exact: the rows are
+        not rounded to 8 bits, for what is narrow and steers much."""
         outs = []
         for m in matrices:
             if m.cols != x.width:
                 raise ValueError(f"{m.name}: {m.cols} columns for rows of {x.width}")
             outs.append(self._new(m.rows, x))
         weights: list[Weight | None] = [*matrices, *[None] * (4 - len(matrices)), *bias]
-        self._call("matmul", [x], outs, weights=weights, ints=[0, 0, 0, 0])
+        self._call("matmul", [x], outs, weights=weights, ints=[int(exact), 0, 0, 0])
         return outs[0] if len(outs) == 1 else tuple(outs)
 
     def heads_matmul(
@@ -438,8 +439,8 @@ class Graph:
         alpha_at: tuple[int, int] = (0, 0),
         beta_at: tuple[int, int] = (0, 0),
     ) -> Value:
-        """exp(a softplus(alpha + bias)) and sigmoid(beta) of each head. group: heads that stand side by side in alpha and
-        beta; at: offset and stride of the groups."""
+        """exp(a softplus(alpha + bias)) and sigmoid(beta) of each head. group: heads that stand side by side in
+        alpha and beta; at: offset and stride of the groups."""
         out = self._new(2 * heads, alpha)
         group = heads if group is None else group
         self._call("decay", [alpha, beta], [out], weights=[a, bias], ints=[heads, *alpha_at, *beta_at, group])
@@ -448,8 +449,8 @@ class Graph:
     def delta(
         self, x: Value, gates: Value, *, value_heads: int, key_heads: int, dk: int, dv: int, interleaved: bool
     ) -> Value:
-        """The gated delta rule (Yang et al., arXiv 2412.06464) over x = [q, k, v]; interleaved: value head h reads key head
-        h % key_heads, else h // (value_heads // key_heads)."""
+        """The gated delta rule (Yang et al., arXiv 2412.06464) over x = [q, k, v]; interleaved: value head h reads key
+        head h % key_heads, else h // (value_heads // key_heads)."""
         out = self._new(value_heads * dv, x)
         state = self._program.state(value_heads * dk * dv)
         self._call("delta", [x, gates], [out], ints=[value_heads, key_heads, dk, dv, state, int(interleaved)])

@@ -1,8 +1,8 @@
 """DeepSeek V2, V3, R1 and Kimi K2: multi-head latent attention in its absorbed form, shared experts, routing by groups.
 
-Attention: arXiv 2405.04434, section 2.1, with the key's up-projection moved to the query and the value's behind the sum,
-so that the cache holds one compressed row per token. Routing: arXiv 2412.19437, section 2.1.2. YaRN's temperature on the
-scores: deepseek-ai/DeepSeek-V3, inference/model.py.
+Attention: arXiv 2405.04434, section 2.1, with the key's up-projection moved to the query and the value's behind the
+sum, so that the cache holds one compressed row per token. Routing: arXiv 2412.19437, section 2.1.2. YaRN's temperature
+on the scores: deepseek-ai/DeepSeek-V3, inference/model.py.
 """
 
 from __future__ import annotations

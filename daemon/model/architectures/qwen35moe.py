@@ -130,12 +130,12 @@ def attend_linear(g: Graph, h: Hyper, w: Linear, x: Value) -> Value:
     dv, group = m["inner"] // value_heads, value_heads // key_heads
     qkv, z = g.matmul(x, w.qkv, w.z)
     if w.alpha is None:
-        ba = g.matmul(x, w.beta)  # per key head: beta of its value heads, then alpha
+        ba = g.matmul(x, w.beta, exact=True)  # per key head: beta of its value heads, then alpha
         gates = g.decay(
             ba, ba, w.a, w.dt, value_heads, group=group, alpha_at=(group, 2 * group), beta_at=(0, 2 * group)
         )
     else:
-        beta, alpha = g.matmul(x, w.beta, w.alpha)
+        beta, alpha = g.matmul(x, w.beta, w.alpha, exact=True)
         gates = g.decay(alpha, beta, w.a, w.dt, value_heads)
     qkv = g.convolve(qkv, w.conv)
     g.norm_heads(qkv, None, L2_EPSILON, 2 * key_heads, dk, l2=True)
