@@ -49,7 +49,7 @@ def one_start(contestant: Contestant, length: int, seed: int, given: argparse.Na
     def prompt(number: int) -> list[int]:
         return random_tokens(length, given.vocabulary, seed + number)
 
-    drop_page_cache()
+    drop_page_cache(given.model)
     contestant.start()
     try:
         measures = {"ready": contestant.wait_ready()}
@@ -144,7 +144,7 @@ def main() -> int:
             except ContestantFailed as error:
                 failures.append(str(error))
                 note(str(error))
-            except PermissionError as error:
+            except (PermissionError, TimeoutError) as error:
                 note(str(error))
                 return 77
             else:

@@ -1,7 +1,7 @@
 """Servers under test behind one face: start, wait until ready, stream one generation of given token ids, stop.
 
 Owns how each server is started and spoken to; knows nothing of what is measured. Every server gets the same token
-ids, greedy, end of text ignored, no cache of prompts.
+ids, end of text ignored, no cache of prompts, and samples alike.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class Setting:
     options: list[str]
     threads: int = 2
     context: int = 2048
+    temperature: float = 0.0  # above 0: plain sampling, no filters, the same seed for all
 
 
 class Contestant(abc.ABC):
@@ -235,7 +236,11 @@ class LlamaServer(Contestant):
         body = {
             "prompt": tokens,
             "n_predict": count,
-            "temperature": 0.0,
+            "temperature": self.setting.temperature,
+            "top_k": 0,
+            "top_p": 1.0,
+            "min_p": 0.0,
+            "seed": 1,
             "ignore_eos": True,
             "cache_prompt": False,
             "stream": True,
@@ -326,7 +331,13 @@ class Hearthd(Contestant):
             "id": "bench",
             "tokens": tokens,
             "max_tokens": count,
-            "sampling": {"temperature": 0.0},
+            "sampling": {
+                "temperature": self.setting.temperature,
+                "top_k": 0,
+                "top_p": 1.0,
+                "min_p": 0.0,
+                "seed": 1,
+            },
             "ignore_eos": True,
             "stream": True,
         }
@@ -370,7 +381,7 @@ IK_SETTINGS = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, temperature: float = 0.0) -> None:
     """The options by which every script that starts servers is told of them."""
     parser.add_argument("model")
     parser.add_argument("--hearthd", help="its program (default: from PATH; none: leave out)")
@@ -383,6 +394,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocabulary", type=int, default=151936, help="prompts' token ids are drawn below this")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--temperature", type=float, default=temperature, help=f"(default {temperature:g})")
     parser.add_argument("--lock", help="hold this file's flock during each measurement")
     parser.add_argument("--json", help="write the results there")
 
@@ -394,7 +406,9 @@ def contestants_of(given: argparse.Namespace) -> dict[str, Contestant]:
     def add(kind: type[LlamaServer] | type[Hearthd], name: str, binary: str, options: list[str]) -> None:
         wanted = any(word in name for word in (given.only or "").split(","))
         if wanted and all(has_option(binary, option) for option in options if option.startswith("--")):
-            found[name] = kind(Setting(name, binary, given.model, options, given.threads, given.context))
+            found[name] = kind(
+                Setting(name, binary, given.model, options, given.threads, given.context, given.temperature)
+            )
 
     hearthd = find_program(given.hearthd, "hearthd")
     if hearthd is not None:

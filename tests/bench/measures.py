@@ -6,11 +6,14 @@ Owns how a figure is quoted; what is measured, and against whom, belongs to each
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
+import mmap
 import os
 import platform
 import random
+import re
 import statistics
 import sys
 import time
@@ -75,13 +78,51 @@ def holding(lock: str | None) -> Iterator[None]:
         yield
 
 
-def drop_page_cache() -> None:
-    """Everything clean goes; dirty pages are written first. Needs root: raises PermissionError with what to do."""
-    os.sync()
-    try:
-        Path("/proc/sys/vm/drop_caches").write_text("1\n")
-    except PermissionError as error:
-        raise PermissionError("a cold start needs the page cache dropped: run this as root") from error
+def shards(model: str) -> list[str]:
+    """The files of a model, of which any may be named."""
+    found = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", model)
+    if not found:
+        return [model]
+    return [f"{found[1]}-{i:05}-of-{found[2]}.gguf" for i in range(1, int(found[2]) + 1)]
+
+
+def cached_share(path: str) -> float:
+    """What part of a file's pages is in the page cache. Needs a file of one's own, else mincore tells nothing."""
+    page, size = os.sysconf("SC_PAGE_SIZE"), os.path.getsize(path)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    pages = (ctypes.c_ubyte * ((size + page - 1) // page))()
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as at,
+    ):
+        address = ctypes.c_char.from_buffer(at)
+        failed = libc.mincore(ctypes.addressof(address), size, pages)
+        del address
+    if failed:
+        raise OSError(ctypes.get_errno(), "mincore failed", path)
+    return sum(bytes(pages)) / len(pages)
+
+
+def drop_page_cache(model: str | None = None, patience: float = 60.0) -> None:
+    """Everything clean goes; dirty pages are written first. Needs root: raises PermissionError with what to do.
+
+    Pages that some process has mapped stay. With a model it is made sure that its files are gone, waiting for whoever
+    holds them; raises TimeoutError: a start on half a cached model would measure nothing.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        os.sync()
+        try:
+            Path("/proc/sys/vm/drop_caches").write_text("1\n")
+        except PermissionError as error:
+            raise PermissionError("a cold start needs the page cache dropped: run this as root") from error
+        share = max(map(cached_share, shards(model))) if model is not None else 0.0
+        if share < 0.01:
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{share:.0%} of {model} stays cached: another process has it mapped (use a copy)")
+        time.sleep(0.5)
 
 
 def random_tokens(count: int, vocabulary: int, seed: int) -> list[int]:

@@ -10,7 +10,6 @@ import argparse
 import ctypes
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import machine as bare
-from measures import figure, holding, machine, note, quote, ratio, rounds_of, table, write_json
+from measures import figure, holding, machine, note, quote, ratio, rounds_of, shards, table, write_json
 
 Parse = Callable[[str], list[tuple[str, list[float]]]]
 
@@ -42,13 +41,6 @@ class Held:
     def close(self) -> None:
         for memory in self.ranges:
             memory.close()
-
-
-def shards(model: str) -> list[str]:
-    found = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", model)
-    if not found:
-        return [model]
-    return [f"{found[1]}-{i:05}-of-{found[2]}.gguf" for i in range(1, int(found[2]) + 1)]
 
 
 def parse_hearthctl(text: str) -> list[tuple[str, list[float]]]:
