@@ -29,6 +29,11 @@ class Notifier:
         if self._socket and usec.isdecimal() and int(usec) > 0 and pid in ("", str(os.getpid())):
             self.watchdog_seconds = int(usec) / 1e6
 
+    @property
+    def listening(self) -> bool:
+        """There is a manager to tell."""
+        return self._socket is not None
+
     def send(self, **states: str | int) -> None:
         """One datagram; a manager that is away or slow never holds the daemon up."""
         if self._socket is None:

@@ -115,7 +115,8 @@ class Service:
             nursery.start_soon(self._scheduler.run)
             if hearth.residency is not None:
                 await nursery.start(hearth.residency.run)
-            nursery.start_soon(self._report)
+            if self._notifier.listening:
+                nursery.start_soon(self._report)
             if self._config.warm == "before-ready":
                 while not hearth.warmed():
                     self._notifier.more_time(10, self._status_line())
@@ -130,10 +131,13 @@ class Service:
         task_status.started(self._endpoints[0])
 
     def _status_line(self) -> str:
-        stats = self._telemetry.stats()
-        if stats.state == "warming":
-            return f"warming {stats.warm_percent:.0f} %"
-        return stats.state
+        residency = self._hearth.residency
+        if residency is None or self._telemetry.state == "stopping":
+            return self._telemetry.state
+        stats = residency.stats()
+        if stats["state"] == "warming":
+            return f"warming {stats['warm_percent']:.0f} %"
+        return str(stats["state"])
 
     async def _report(self) -> None:
         while True:
