@@ -46,7 +46,8 @@ class Hearth:
             self.mapping, self.table.file, self.table.offset, self.table.nbytes, self.table.layer
         )
         self.queue = PopulateQueue(self.spans, workers=populate_workers(), piece=PIECE)
-        self.threads = config.threads or topology.physical_cores()
+        self.topology = topology.read()
+        self.threads = config.threads or self.topology.threads
         self.info = self._info()
         self.residency = Residency(
             self.model, self.table, self.mapping, self.spans, self.queue, None, config
@@ -84,8 +85,7 @@ class Hearth:
             self._warn("threads-over", f"{self.threads} threads on {cores} processors take turns and get slower")
 
         if config.numa != "off":
-            nodes = len(list(topology.NODES.glob("node[0-9]*")))
-            if nodes < 2:
+            if len(self.topology.nodes) < 2:
                 self._warn("numa-one-node", f"the machine has one node: numa = {config.numa} has no effect")
             else:
                 self._warn("numa-not-placed", f"numa = {config.numa} has no effect: pages lie where they were read")
@@ -141,14 +141,12 @@ class Hearth:
     def _make_engine(self) -> None:
         from .model.engine import Engine
 
-        cpus = topology.processors()
-        team = [cpus[at] if at < len(cpus) else -1 for at in range(self.threads)]
         self.engine = Engine(
             self.model,
             self.table,
             self.spans,
             self.queue,
-            teams=(team,),
+            teams=(self.topology.one_team(self.threads),),
             context=self.info.context,
             sequences=self._config.sessions,
             batch=self._config.batch,
