@@ -283,6 +283,26 @@ static void panel_iq4_nl(uint8_t *panel, const uint8_t *w, size_t row_bytes, int
         }
 }
 
+static void panel_iq4_xs(uint8_t *panel, const uint8_t *w, size_t row_bytes, int32_t kc, int32_t type)
+{
+    (void)type;
+    uint8_t *scales = panel + 32 * kc;
+    const vi table = XOR(TABLE(hd_iq4_bytes), ALL((int)(0x01010101u * (FLIP ^ 0x80))));
+    for (; kc > 0; kc -= 256, w += 136, panel += 8192, scales += 1024)
+        for (int g = 0; g < 32 / HD_LANES; g++) {
+            const uint8_t *p = w + (size_t)(HD_LANES * g) * row_bytes;
+            vi v[4];
+            turn(v, p, row_bytes); /* d, high bits of the scales; low bits of the scales */
+            const vf d = low_half(v[0]);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) {
+                vi s = OR(AND(SHR(v[1], 4 * i), ALL(15)), SHL(AND(SHR(v[0], 16 + 2 * i), ALL(3)), 4));
+                put_f(scales + WIDE * g + 128 * i, v_mul(TO_FLOAT(SUB(s, ALL(32))), d));
+                by_table(panel + WIDE * g + 1024 * i, p + 8 + 16 * i, row_bytes, table);
+            }
+        }
+}
+
 static void panel_mxfp4(uint8_t *panel, const uint8_t *w, size_t row_bytes, int32_t kc, int32_t type)
 {
     (void)type;
@@ -338,6 +358,7 @@ static const hd_panel_kind kinds[HD_TYPE_COUNT] = {
     [HD_Q8_0] = {panel_q8_0, 32, FLIP, 0, 255},
     [HD_Q4_0] = {panel_q4_0, 32, 8, 0, 15},
     [HD_IQ4_NL] = {panel_iq4_nl, 32, FLIP, 0, 255},
+    [HD_IQ4_XS] = {panel_iq4_xs, 32, FLIP, 0, 255},
     [HD_MXFP4] = {panel_mxfp4, 32, 12, 0, 24},
 };
 static const hd_panel_kind by_planes[2] = {{panel_planes, 16, FLIP, 0, 255}, {panel_planes, 16, FLIP, 1, 255}};
