@@ -126,6 +126,7 @@ class Contestant(abc.ABC):
         folder = Path(self._folder.name)
         self.prepare(folder)
         command = self.command(folder)
+        command[0] = str(Path(shutil.which(command[0]) or command[0]).absolute())
         if cgroup is not None:
             command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(cgroup / "cgroup.procs"), *command]
         with open(folder / "log", "wb") as log:
@@ -135,6 +136,7 @@ class Contestant(abc.ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=folder,  # some write a log of their own where they stand
                 env=self.environment(folder),
             )
 
@@ -407,7 +409,9 @@ def contestants_of(given: argparse.Namespace) -> dict[str, Contestant]:
         wanted = any(word in name for word in (given.only or "").split(","))
         if wanted and all(has_option(binary, option) for option in options if option.startswith("--")):
             found[name] = kind(
-                Setting(name, binary, given.model, options, given.threads, given.context, given.temperature)
+                Setting(
+                    name, binary, os.path.abspath(given.model), options, given.threads, given.context, given.temperature
+                )
             )
 
     hearthd = find_program(given.hearthd, "hearthd")
