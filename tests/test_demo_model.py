@@ -1,0 +1,48 @@
+"""The daemon on the packaged model, end to end: same answers however it warms, totals that add up, errors that name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hearthd.daemon import client
+
+PROMPT = "Once upon a time"
+
+
+def test_answers_do_not_depend_on_warming(start_daemon: Callable[..., Any]) -> None:
+    answers = set()
+    for options in (["--warm", "off"], ["--experts", "eager", "--threads", "1"], ["--warm", "before-ready"]):
+        daemon = start_daemon("--demo", *options)
+        with client.Client(daemon.endpoint, timeout=60) as hearth:
+            done = hearth.generate(PROMPT, max_tokens=24, temperature=0).done
+            assert done.reason == "length" and done.text == hearth.detokenize(done.tokens)
+            answers.add(done.text)
+        assert daemon.stop() == 0
+    assert len(answers) == 1
+
+
+def test_what_it_says_of_itself(start_daemon: Callable[..., Any]) -> None:
+    daemon = start_daemon("--demo", "--context", "64")
+    with client.Client(daemon.endpoint, timeout=60) as hearth:
+        tokens = hearth.tokenize(PROMPT)
+        assert hearth.detokenize(tokens) == PROMPT
+        data, body = hearth.score(tokens, logits=True)
+        assert data["shape"] == [len(tokens), 4096] and body is not None and len(body) == 4 * len(tokens) * 4096
+        status = hearth.status()
+        assert (status.model.layers, status.model.experts, status.model.context) == (5, 16, 64)
+        rows = hearth.residency()["rows"]
+        assert sum(row["total"] for row in rows) == status.model.bytes
+        for row in rows:
+            assert row["total"] == sum(row[state] for state in ("mapped", "cached", "deferred", "unknown"))
+        layers = hearth.experts()["layers"]
+        assert [sum(layer["counts"]) for layer in layers] == [2 * len(tokens)] * 5
+        with pytest.raises(client.RequestError, match=r"65 tokens.* 64"):
+            list(hearth.generate(tokens=[5] * 65))
+        assert hearth.generate(tokens=[5] * 60, max_tokens=20, ignore_eos=True).done.reason == "context"
+        assert hearth.plan()["bytes"]["total"] == status.model.bytes
+        assert hearth.defer()["spans"] > 0
+        assert hearth.warm(wait=True)["failed"] == 0
+        assert hearth.pin()["pinned"] > 0
