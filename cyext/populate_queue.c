@@ -32,7 +32,7 @@ typedef struct plan {
 typedef struct worker {
     struct hd_queue *q;
     pthread_t thread;
-    int32_t node, first;
+    int32_t node, waited_for;  /* serves demand and routed only, at the process's own priority */
 } worker;
 
 struct hd_queue {
@@ -311,9 +311,9 @@ static int take(hd_queue *q, int32_t node, enum hd_class cls, job *j) {
 /* Under the lock. The best job for a worker; *when is set to the time at which the brake allows the next. */
 static int choose(hd_queue *q, const worker *w, job *j, double *when) {
     *when = 0;
-    /* The first of several workers stays free for those who wait, so a demand never stands behind a sweep. */
-    int last = w->first && q->n_workers > 1 ? HD_ROUTED : HD_SWEEP;
-    for (int c = 0; c <= last; c++) {
+    /* Two sets of threads: a demand never stands behind a sweep, nor is it read at the sweep's low priority. */
+    int single = q->n_workers == 1;
+    for (int c = single || w->waited_for ? 0 : HD_LOOKAHEAD; c <= (single || !w->waited_for ? HD_SWEEP : HD_ROUTED); c++) {
         if (q->paused >> c & 1) continue;
         if (c >= HD_CURSOR && q->rate > 0) {
             double t = now();
@@ -376,10 +376,10 @@ static void settle_in(const worker *w) {
             syscall(SYS_set_mempolicy, 1 /* MPOL_PREFERRED */, mask, 1024UL);
         }
     }
-    if (!w->first || q->n_workers == 1) {
+    if (!w->waited_for && q->n_workers > 1) {
         pid_t self = (pid_t)syscall(SYS_gettid);
-        setpriority(PRIO_PROCESS, (id_t)self, q->nice);
-        if (q->n_workers > 1) syscall(SYS_ioprio_set, 1 /* process */, self, 2 << 13 | 6 /* best effort, low */);
+        setpriority(PRIO_PROCESS, (id_t)self, getpriority(PRIO_PROCESS, (id_t)self) + q->nice);
+        syscall(SYS_ioprio_set, 1 /* process */, self, 2 << 13 | 6 /* best effort, low */);
     }
 }
 
@@ -426,7 +426,7 @@ hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t
     q->offset = offset;
     q->node = o->node;
     q->nodes = (int32_t)nodes;
-    q->n_workers = o->workers > 1 ? o->workers + 1 : 1;
+    q->n_workers = o->workers > 1 ? 2 * o->workers : 1;
     q->piece = o->piece < PAGE ? PAGE : o->piece > 2 * HD_HUGE ? 2 * HD_HUGE : o->piece / PAGE * PAGE;
     q->nice = o->nice;
     q->layer = -1;
@@ -478,7 +478,7 @@ hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t
             error = ENOMEM;
     }
     for (int32_t i = 0; i < q->nodes * q->n_workers && !error; i++) {
-        q->workers[i] = (worker){.q = q, .node = i / q->n_workers, .first = i % q->n_workers == 0};
+        q->workers[i] = (worker){.q = q, .node = i / q->n_workers, .waited_for = i % q->n_workers < q->n_workers / 2};
         error = pthread_create(&q->workers[i].thread, NULL, work, &q->workers[i]);
         if (!error) {
             char name[16] = "hd-populate";

@@ -31,14 +31,14 @@ int hd_queue_error(hd_queue *q, int32_t span, uint64_t *file_offset);
 #include "mapping.h"
 
 typedef struct hd_queue_options {
-    int32_t workers;           /* threads per node; from two on, one more that serves demand and routed only */
+    int32_t workers;           /* per node: 1 thread for all, or so many for demand and routed and as many for the rest */
     int32_t nodes;             /* sets of workers; 1 without NUMA */
     const int32_t *node;       /* [n] whose workers read a span, NULL: all node 0 */
     const uint8_t *cpus;       /* [nodes][n_cpus] 1: the node's workers may run there, NULL: anywhere */
     int32_t n_cpus;
     const int32_t *memory;     /* [nodes] kernel's number of the node whose memory to prefer, -1: any; NULL: any */
     uint64_t piece;            /* bytes, at most 4 MiB */
-    int32_t nice;              /* of the background workers */
+    int32_t nice;              /* of the background workers, above the process's own */
 } hd_queue_options;
 
 typedef struct hd_class_counts {

@@ -18,7 +18,8 @@ CLASSES = ("demand", "routed", "lookahead", "cursor", "sweep")
 
 
 cdef class PopulateQueue:
-    """workers: threads per node; piece: bytes read at once, at most 4 MiB; nice: of the background workers.
+    """workers: per node, one for all classes, or so many for demand and routed and as many for the rest, which have `nice`
+    less priority; piece: bytes read at once, at most 4 MiB.
 
     For several nodes: `node` int [n] tells whose workers read a span, `cpus` is a list of CPU sets and `memory` a list
     of kernel node numbers to allocate from, one each per node. Raises OSError when threads cannot be made.
