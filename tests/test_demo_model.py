@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from hearthd.daemon import client
 
 PROMPT = "Once upon a time"
