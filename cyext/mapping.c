@@ -101,6 +101,21 @@ int hd_mapping_open(hd_mapping *m, int32_t i, const char *path) {
     return 0;
 }
 
+int hd_mapping_small_pages(hd_mapping *m) {
+    int error = 0;
+    for (int32_t i = 0; i < m->n; i++)
+        if (madvise(m->base[i], up(m->size[i], PAGE), MADV_NOHUGEPAGE) && errno != EINVAL) error = errno;
+    m->huge = 0;
+    return error;
+}
+
+/* Read-ahead of exactly these pages: one call is cut off near the device's read-ahead size, the rest would be read page by
+ * page. */
+static void read_exactly(const hd_mapping *m, int32_t file, uint64_t begin, uint64_t end) {
+    const uint64_t step = m->huge ? HD_HUGE : 128 << 10;
+    for (uint64_t at = begin; at < end; at += step) readahead(m->fd[file], (off_t)at, least(step, end - at));
+}
+
 /* Pages of [at, at+bytes) that are not cached. `vec` holds a byte per page. */
 static uint64_t missing(uint8_t *at, uint64_t bytes, unsigned char *vec) {
     if (mincore(at, bytes, vec)) return bytes / PAGE;
@@ -156,7 +171,7 @@ static int populate_piece(const hd_mapping *m, int32_t file, uint64_t begin, uin
         if (!lost) continue;
         int entire = (float)(b - a) >= cover * (float)(whole - block);
         if (m->huge && !m->blind && entire) continue;
-        readahead(m->fd[file], (off_t)a, b - a);
+        read_exactly(m, file, a, b);
     }
     out->read += read;
     out->cached += end - begin > read ? end - begin - read : 0;

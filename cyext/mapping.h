@@ -26,6 +26,8 @@ typedef struct hd_populated {
 hd_mapping *hd_mapping_new(int32_t n);
 int hd_mapping_open(hd_mapping *m, int32_t file, const char *path);
 void hd_mapping_free(hd_mapping *m);
+/* From now on exact pages instead of 2 MiB blocks: a block would lie on one node as a whole. */
+int hd_mapping_small_pages(hd_mapping *m);
 
 /* Map [offset, offset+bytes) rounded outward to pages, reading what is not cached. `cover` is the share of a 2 MiB block
  * that has to be asked for before the block is read whole (0: always; above 1: never, exact ranges only).

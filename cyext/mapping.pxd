@@ -18,6 +18,7 @@ cdef extern from "mapping.h" nogil:
     hd_mapping *hd_mapping_new(int32_t n)
     int hd_mapping_open(hd_mapping *m, int32_t file, const char *path)
     void hd_mapping_free(hd_mapping *m)
+    int hd_mapping_small_pages(hd_mapping *m)
     int hd_populate(const hd_mapping *m, int32_t file, uint64_t offset, uint64_t bytes, float cover, hd_populated *out)
     int hd_evict(const hd_mapping *m, int32_t file, uint64_t offset, uint64_t bytes, uint64_t *freed)
     int hd_lock(const hd_mapping *m, int32_t file, uint64_t offset, uint64_t bytes, int on_fault)

@@ -69,6 +69,12 @@ cdef class Mapping:
     def sizes(self):
         return [int(self.get().size[i]) for i in range(self.get().n)]
 
+    def small_pages(self):
+        """From now on populate reads exact pages instead of 2 MiB blocks, which would lie on one node as a whole."""
+        cdef int error = hd_mapping_small_pages(self.get())
+        if error:
+            raise OSError(error, os.strerror(error), "MADV_NOHUGEPAGE")
+
     def address(self, int file):
         """Where the file begins in memory."""
         if not 0 <= file < self.get().n:

@@ -29,6 +29,19 @@ typedef struct plan {
     int32_t *at;           /* [layers + 1] next to be taken */
 } plan;
 
+/* What a worker does next: bytes of one file that belong to one or more whole spans, or to a part of one. */
+typedef struct job {
+    int32_t n, span[MERGE], file;
+    uint64_t begin, end;
+    enum hd_class cls;
+    int32_t owner;         /* whose memory the pages belong in, -1: anybody's */
+} job;
+
+typedef struct handed {    /* jobs that another node's worker took, for this node's workers */
+    job *item;
+    int64_t head, tail, room;
+} handed;
+
 typedef struct worker {
     struct hd_queue *q;
     pthread_t thread;
@@ -63,6 +76,11 @@ struct hd_queue {
     cpu_set_t **cpus;              /* [nodes] or NULL */
     size_t cpus_bytes;
     int32_t *memory;               /* [nodes] or NULL */
+    uint64_t interleave;
+    hd_places places;              /* files 0: none */
+    handed (*handed)[HD_CLASSES];  /* [nodes] */
+    uint64_t wrong, left;          /* pages found on a wrong node; of them, those that stayed there */
+    int32_t elsewhere;             /* something was handed over: wake the others */
 };
 
 static double now(void) {
@@ -94,7 +112,12 @@ static int push(ring *r, int32_t span) {
     return 0;
 }
 
-static int32_t node_of(const hd_queue *q, int32_t span) { return q->node ? q->node[span] : 0; }
+static int32_t node_of(const hd_queue *q, int32_t span) {
+    uint64_t end;
+    if (q->node) return q->node[span];
+    int32_t owner = hd_places_at(&q->places, q->file[span], q->offset[span], &end);
+    return owner < 0 ? 0 : owner;
+}
 static uint8_t state_of(const hd_queue *q, int32_t span) { return atomic_load(&q->spans->state[span]); }
 
 /* Under the lock. Move a span into a class; 1 if a worker should look. */
@@ -223,13 +246,6 @@ int hd_queue_error(hd_queue *q, int32_t span, uint64_t *file_offset) {
     return error;
 }
 
-/* What a worker does next: bytes of one file that belong to one or more whole spans, or to a part of one. */
-typedef struct job {
-    int32_t n, span[MERGE], file;
-    uint64_t begin, end;
-    enum hd_class cls;
-} job;
-
 /* Under the lock. The first span of a class that is still wanted there, without taking it; -1 if none. */
 static int32_t head_of(hd_queue *q, int32_t node, enum hd_class cls) {
     ring *r = &q->waiting[node][cls];
@@ -308,6 +324,83 @@ static int take(hd_queue *q, int32_t node, enum hd_class cls, job *j) {
     return 1;
 }
 
+/* Room for one more job; 0 when out of memory. */
+static int room_for(handed *h) {
+    if (h->head == h->tail) h->head = h->tail = 0;
+    if (h->tail < h->room) return 1;
+    if (h->head) {
+        memmove(h->item, h->item + h->head, sizeof(job) * (size_t)(h->tail - h->head));
+        h->tail -= h->head;
+        h->head = 0;
+        return 1;
+    }
+    int64_t room = h->room ? 2 * h->room : 16;
+    job *item = realloc(h->item, sizeof(job) * (size_t)room);
+    if (!item) return 0;
+    h->item = item;
+    h->room = room;
+    return 1;
+}
+
+/* Under the lock. Divide a job by owner: our part stays in *j, the others' parts go to their workers. 0: nothing is ours. */
+static int divide(hd_queue *q, int32_t node, job *j) {
+    job whole = *j;
+    int ours = 0;
+    uint64_t begin = whole.begin / PAGE * PAGE, end = (whole.end + PAGE - 1) / PAGE * PAGE, stop;
+    j->owner = -1;
+    if (!q->places.files) return 1;
+    if (end > q->mapping->size[whole.file]) end = q->mapping->size[whole.file];
+    for (uint64_t at = begin; at < end; at = stop) {
+        job part = whole;
+        part.owner = hd_places_at(&q->places, whole.file, at, &stop);
+        if (stop > end) stop = end;
+        part.begin = at;
+        part.end = stop;
+        int32_t to = part.owner < 0 || part.owner >= q->nodes ? node : part.owner;
+        handed *h = &q->handed[to][whole.cls];
+        if (!ours && to == node) {
+            ours = 1;
+            *j = part;
+            continue;
+        }
+        if (!room_for(h)) {
+            /* Better on a wrong node than not at all: the rest is ours. */
+            part.end = end;
+            part.owner = -1;
+            if (ours) part.begin = j->begin;
+            *j = part;
+            return 1;
+        }
+        h->item[h->tail++] = part;
+        q->in_flight[whole.cls]++;
+        for (int32_t i = 0; i < whole.n; i++) q->busy[whole.span[i]]++;
+        if (to != node) q->elsewhere = 1;
+    }
+    if (!ours) {
+        q->in_flight[whole.cls]--;
+        for (int32_t i = 0; i < whole.n; i++) q->busy[whole.span[i]]--;
+    }
+    return ours;
+}
+
+/* Under the lock. A job for this node from a class: one that was handed over, else a new one. */
+static int find(hd_queue *q, int32_t node, enum hd_class cls, job *j) {
+    handed *h = &q->handed[node][cls];
+    for (;;) {
+        if (h->head < h->tail) {
+            *j = h->item[h->head++];
+            return 1;
+        }
+        if (!take(q, node, cls, j)) return 0;
+        int ours = divide(q, node, j);
+        if (q->elsewhere) {
+            q->elsewhere = 0;
+            pthread_cond_broadcast(&q->work);
+        }
+        if (ours) return 1;
+    }
+}
+
 /* Under the lock. The best job for a worker; *when is set to the time at which the brake allows the next. */
 static int choose(hd_queue *q, const worker *w, job *j, double *when) {
     *when = 0;
@@ -322,7 +415,7 @@ static int choose(hd_queue *q, const worker *w, job *j, double *when) {
                 return 0;
             }
         }
-        if (take(q, w->node, (enum hd_class)c, j)) return 1;
+        if (find(q, w->node, (enum hd_class)c, j)) return 1;
     }
     return 0;
 }
@@ -369,13 +462,9 @@ static void settle_in(const worker *w) {
     if (q->cpus) sched_setaffinity(0, q->cpus_bytes, q->cpus[w->node]);
     if (q->memory && q->memory[w->node] >= 0) {
         /* Pages of a file go where the reading thread's policy says; mbind on the mapping is ignored. */
-        unsigned long mask[16] = {0};
-        int32_t node = q->memory[w->node];
-        if (node < 1024) {
-            mask[node / 64] = 1UL << (node % 64);
-            syscall(SYS_set_mempolicy, 1 /* MPOL_PREFERRED */, mask, 1024UL);
-        }
+        if (q->memory[w->node] < 64) hd_thread_policy(HD_POLICY_PREFERRED, 1ULL << q->memory[w->node]);
     }
+    if (q->interleave) hd_thread_policy(HD_POLICY_INTERLEAVE, q->interleave);
     if (!w->waited_for && q->n_workers > 1) {
         pid_t self = (pid_t)syscall(SYS_gettid);
         setpriority(PRIO_PROCESS, (id_t)self, getpriority(PRIO_PROCESS, (id_t)self) + q->nice);
@@ -403,8 +492,17 @@ static void *work(void *argument) {
         hd_populated got;
         double start = now();
         int error = hd_populate(q->mapping, j.file, j.begin, j.end - j.begin, cover, &got);
+        uint64_t wrong = 0, left = 0;
+        if (!error && j.owner >= 0 && q->memory && q->memory[j.owner] >= 0) {
+            hd_populated again;
+            error = hd_settle(q->mapping, j.file, j.begin, j.end, q->memory[j.owner], &wrong, &left, &again);
+            got.read += again.read;
+            got.failed_at = again.failed_at;
+        }
         double end = now();
         pthread_mutex_lock(&q->lock);
+        q->wrong += wrong;
+        q->left += left;
         if (j.cls >= HD_CURSOR && q->rate > 0) {
             double due = q->next_background > start ? q->next_background : start;
             q->next_background = due + (double)got.read / q->rate;
@@ -425,6 +523,7 @@ hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t
     q->file = file;
     q->offset = offset;
     q->node = o->node;
+    q->interleave = o->interleave;
     q->nodes = (int32_t)nodes;
     q->n_workers = o->workers > 1 ? 2 * o->workers : 1;
     q->piece = o->piece < PAGE ? PAGE : o->piece > 2 * HD_HUGE ? 2 * HD_HUGE : o->piece / PAGE * PAGE;
@@ -444,6 +543,7 @@ hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t
     pthread_condattr_destroy(&attr);
     q->waiting = calloc(nodes, sizeof *q->waiting);
     q->cursor = calloc(nodes, sizeof *q->cursor);
+    q->handed = calloc(nodes, sizeof *q->handed);
     q->cls = malloc(n + 1);
     q->parked = malloc(n + 1);
     q->busy = calloc(n + 1, sizeof *q->busy);
@@ -452,7 +552,7 @@ hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t
     q->error_at = calloc(n + 1, sizeof *q->error_at);
     q->error_time = calloc(n + 1, sizeof *q->error_time);
     q->workers = calloc(nodes * (size_t)q->n_workers, sizeof *q->workers);
-    int error = !q->waiting || !q->cursor || !q->cls || !q->parked || !q->busy || !q->issued || !q->error ||
+    int error = !q->waiting || !q->cursor || !q->handed || !q->cls || !q->parked || !q->busy || !q->issued || !q->error ||
                 !q->error_at || !q->error_time || !q->workers ? ENOMEM : 0;
     if (!error) {
         memset(q->cls, NOWHERE, n + 1);
@@ -504,6 +604,7 @@ void hd_queue_free(hd_queue *q) {
     for (int32_t i = 0; i < q->started; i++) pthread_join(q->workers[i].thread, NULL);
     for (int32_t k = 0; k < q->nodes; k++) {
         for (int c = 0; q->waiting && c < HD_CLASSES; c++) free(q->waiting[k][c].item);
+        for (int c = 0; q->handed && c < HD_CLASSES; c++) free(q->handed[k][c].item);
         if (q->cursor) {
             free(q->cursor[k].item);
             free(q->cursor[k].begin);
@@ -512,6 +613,7 @@ void hd_queue_free(hd_queue *q) {
         if (q->cpus && q->cpus[k]) CPU_FREE(q->cpus[k]);
     }
     free(q->waiting);
+    free(q->handed);
     free(q->cursor);
     free(q->cls);
     free(q->parked);
@@ -576,6 +678,19 @@ void hd_queue_rate(hd_queue *q, double bytes_per_second) {
     q->rate = bytes_per_second;
     q->next_background = 0;
     pthread_cond_broadcast(&q->work);
+    pthread_mutex_unlock(&q->lock);
+}
+
+void hd_queue_place(hd_queue *q, const hd_places *places) {
+    pthread_mutex_lock(&q->lock);
+    q->places = places ? *places : (hd_places){0};
+    pthread_mutex_unlock(&q->lock);
+}
+
+void hd_queue_settled(hd_queue *q, uint64_t *wrong, uint64_t *left) {
+    pthread_mutex_lock(&q->lock);
+    *wrong = q->wrong;
+    *left = q->left;
     pthread_mutex_unlock(&q->lock);
 }
 

@@ -29,6 +29,7 @@ int hd_queue_error(hd_queue *q, int32_t span, uint64_t *file_offset);
 /* ---- For the binding, not for the program ------------------------------------------------------------------------ */
 
 #include "mapping.h"
+#include "placement.h"
 
 typedef struct hd_queue_options {
     int32_t workers;           /* per node: 1 thread for all, or so many for demand and routed and as many for the rest */
@@ -39,6 +40,7 @@ typedef struct hd_queue_options {
     const int32_t *memory;     /* [nodes] kernel's number of the node whose memory to prefer, -1: any; NULL: any */
     uint64_t piece;            /* bytes, at most 4 MiB */
     int32_t nice;              /* of the background workers, above the process's own */
+    uint64_t interleave;       /* bit k: kernel's node k; the workers spread what they read over these, 0: no */
 } hd_queue_options;
 
 typedef struct hd_class_counts {
@@ -58,6 +60,12 @@ int hd_queue_plan(hd_queue *q, const int32_t *spans, int32_t n, int32_t window);
 void hd_queue_pause(hd_queue *q, uint32_t classes);
 /* Bytes per second that cursor and sweep may read from disk together; 0: as fast as they can. */
 void hd_queue_rate(hd_queue *q, double bytes_per_second);
+/* Whose pages are whose: what a worker takes is divided by owner, the other nodes' workers are handed their parts, and what
+ * lies on a wrong node is brought to the right one. Owners number the sets of workers. NULL: nobody's. The arrays live
+ * until they are replaced. */
+void hd_queue_place(hd_queue *q, const hd_places *places);
+/* Pages that workers found on another node than their owner's, and of them those that could not be brought home. */
+void hd_queue_settled(hd_queue *q, uint64_t *wrong, uint64_t *left);
 /* See hd_populate: from what share on a 2 MiB block is read whole, per class. */
 void hd_queue_cover(hd_queue *q, enum hd_class cls, float cover);
 /* Give spans back that nobody reads or has asked for; *freed bytes left the cache. Returns how many spans were taken. */

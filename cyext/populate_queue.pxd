@@ -4,7 +4,17 @@ from hearthd.cyext.mapping cimport hd_mapping
 from hearthd.cyext.spans cimport hd_spans
 
 
+cdef extern from "placement.h" nogil:
+    ctypedef struct hd_places:
+        int32_t files
+        const int64_t *first
+        const uint64_t *begin
+        const int32_t *owner
+
+
 cdef extern from "populate_queue.h" nogil:
+    void hd_queue_place(hd_queue *q, const hd_places *places)
+    void hd_queue_settled(hd_queue *q, uint64_t *wrong, uint64_t *left)
     ctypedef struct hd_queue:
         pass
     enum hd_class:
@@ -18,6 +28,7 @@ cdef extern from "populate_queue.h" nogil:
         const int32_t *memory
         uint64_t piece
         int32_t nice
+        uint64_t interleave
     ctypedef struct hd_class_counts:
         uint64_t read
         uint64_t cached
@@ -47,5 +58,5 @@ cdef extern from "populate_queue.h" nogil:
 cdef class PopulateQueue:
     cdef hd_queue *q
     cdef readonly object spans
-    cdef object keep
+    cdef object keep, places
     cdef hd_queue *get(self) except NULL

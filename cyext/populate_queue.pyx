@@ -22,11 +22,11 @@ cdef class PopulateQueue:
     less priority; piece: bytes read at once, at most 4 MiB.
 
     For several nodes: `node` int [n] tells whose workers read a span, `cpus` is a list of CPU sets and `memory` a list
-    of kernel node numbers to allocate from, one each per node. Raises OSError when threads cannot be made.
+    of kernel node numbers to allocate from, one each per node; or `interleave` names kernel nodes to spread over. Raises OSError when threads cannot be made.
     """
 
     def __init__(self, Spans spans, int workers=4, uint64_t piece=4 << 20, int nice=5, node=None, cpus=None,
-                 memory=None):
+                 memory=None, interleave=()):
         cdef hd_queue_options o
         cdef int32_t[::1] node_view, memory_view
         cdef uint8_t[:, ::1] cpus_view
@@ -35,6 +35,7 @@ cdef class PopulateQueue:
         node_array = None
         o.workers, o.nodes, o.piece, o.nice = workers, nodes, piece, nice
         o.node, o.cpus, o.memory, o.n_cpus = NULL, NULL, NULL, 0
+        o.interleave = sum(1 << int(k) for k in set(interleave))
         if node is not None:
             node_array = np.ascontiguousarray(node, dtype=np.int32)
             if node_array.shape != (len(spans),) or (len(spans) and not 0 <= node_array.min() <= node_array.max() < nodes):
@@ -168,6 +169,34 @@ cdef class PopulateQueue:
         if not 0 <= cls < HD_CLASSES:
             raise ValueError("no such class")
         hd_queue_cover(self.get(), <hd_class>cls, cover)
+
+    def place(self, first, begin, owner):
+        """Whose pages are whose (placement.h): int64 [files + 1], uint64 [n], int32 [n]. Owners number sets of workers.
+
+        From now on: what was populated before stays where it is. Everything None: pages are nobody's.
+        """
+        cdef hd_places c
+        cdef const int64_t[::1] f
+        cdef const uint64_t[::1] b
+        cdef const int32_t[::1] o
+        cdef hd_queue *q = self.get()
+        if first is None or len(begin) == 0:
+            hd_queue_place(q, NULL)
+            self.places = None
+            return
+        arrays = (np.array(first, dtype=np.int64), np.array(begin, dtype=np.uint64), np.array(owner, dtype=np.int32))
+        f, b, o = arrays
+        if len(b) != len(o) or f[0] != 0 or f[-1] != len(b) or (np.diff(arrays[0]) < 0).any():
+            raise ValueError("first, begin and owner do not fit together")
+        c.files, c.first, c.begin, c.owner = <int32_t>(len(f) - 1), &f[0], &b[0], &o[0]
+        hd_queue_place(q, &c)
+        self.places = arrays  # the old ones may go only now
+
+    def settled(self):
+        """(pages that were found on another node than their owner's, of them those that could not be brought home)."""
+        cdef uint64_t wrong, left
+        hd_queue_settled(self.get(), &wrong, &left)
+        return wrong, left
 
     def evict(self, ids):
         """Give spans back that nobody reads or has asked for: (spans taken, bytes that left the cache).

@@ -23,12 +23,20 @@ cdef extern from "teams.h" nogil:
         pass
     hd_teams *hd_teams_new(int32_t threads, const int32_t *cpus, const int32_t *team_of, int32_t spin)
     void hd_teams_free(hd_teams *t)
+    void hd_teams_share(const hd_teams *t, int32_t team, int64_t n, int64_t *a, int64_t *b)
+
+
+cdef extern from "placement.h" nogil:
+    enum hd_policy:
+        HD_POLICY_DEFAULT, HD_POLICY_PREFERRED, HD_POLICY_INTERLEAVE
+    int hd_thread_policy(hd_policy policy, uint64_t nodes)
 
 
 cdef extern from "steps/memory.h" nogil:
     void *hd_memory_new(size_t bytes)
     void hd_memory_free(void *memory)
     void hd_memory_release(void *memory)
+    void hd_memory_small_pages(void *memory)
 
 
 cdef extern from "steps/step.h" nogil:
@@ -96,6 +104,8 @@ cdef extern from "steps/step.h" nogil:
         hd_rope *ropes
         int32_t n_ropes
         int32_t max_rows, n_layers, n_experts, max_used, vocabulary
+        uint64_t node_mask
+        void *reads
         int32_t split
         const int32_t *owner
         uint8_t *pool
@@ -124,6 +134,8 @@ cdef extern from "steps/step.h" nogil:
     hd_step *hd_step_new(const hd_program *p)
     void hd_step_free(hd_step *s)
     int hd_step_run(hd_step *s)
+    void *hd_program_memory(const hd_program *p, size_t bytes)
+    void hd_team_rows(const hd_program *p, int32_t team, int64_t rows, int32_t *r0, int32_t *r1)
     enum: HD_OP_KINDS
     enum: HD_ACT_COUNT
     enum: HD_STOPPED
@@ -215,6 +227,7 @@ cdef class State:
             self.capacity = <int32_t>need
         while self.n_blocks < need:
             self.blocks[self.n_blocks] = self.program.free_blocks.pop()
+            self.program.touch_block(self.blocks[self.n_blocks])
             self.n_blocks += 1
         return True
 
@@ -246,7 +259,9 @@ cdef class Program:
     cdef int32_t stop_flag, layer_now
     cdef list keep, ops, weights, buffers, streams, ropes
     cdef public list free_blocks
-    cdef readonly object expert_counts, expert_touched
+    cdef readonly object expert_counts, expert_touched, reads
+    cdef readonly list nodes
+    cdef object touched_blocks
     cdef readonly int64_t pool_bytes, n_blocks
     cdef hd_trace trace
     cdef hd_lookahead ahead
@@ -271,6 +286,8 @@ cdef class Program:
         self.layer_now = -1
         self.keep, self.ops, self.weights, self.buffers, self.streams, self.ropes = [], [], [], [], [], []
         self.free_blocks = []
+        self.nodes = []
+        self.reads = self.touched_blocks = None
         self.expert_counts = np.zeros((max(n_layers, 1), max(n_experts, 1)), dtype=np.uint64)
         self.expert_touched = np.zeros((max(n_layers, 1), 3), dtype=np.uint64)
 
@@ -327,6 +344,86 @@ cdef class Program:
             view = self.owner
             self.p.owner = &view[0, 0]
 
+    def set_nodes(self, nodes):
+        """The kernel's node of each team, before finish(): buffers are spread over them, each key head's part of the KV pool
+        lies with the team that reads it, and weight bytes read are counted per team and span (`reads`)."""
+        cdef uint64_t[:, ::1] view
+        if len(nodes) != len(self.teams.cpus):
+            raise ValueError("one node for each team")
+        self.nodes = [int(node) for node in nodes]
+        if len(nodes) > 1 and all(0 <= node < 64 for node in self.nodes):
+            self.p.node_mask = sum(1 << node for node in set(self.nodes))
+            self.reads = np.zeros((len(nodes), self.p.spans.n), dtype=np.uint64)
+            view = self.reads
+            self.p.reads = <void *>&view[0, 0]
+
+    def team_rows(self, int64_t rows):
+        """[(first, end)]: the rows of a matrix of so many rows that each team reads."""
+        cdef int32_t r0, r1
+        found = []
+        for team in range(len(self.teams.cpus)):
+            hd_team_rows(&self.p, team, rows, &r0, &r1)
+            found.append((r0, r1))
+        return found
+
+    def team_share(self, int64_t n):
+        """[(first, end)]: the items of n that each team takes."""
+        cdef int64_t a, b
+        found = []
+        for team in range(len(self.teams.cpus)):
+            hd_teams_share((<Teams>self.teams).handle, team, n, &a, &b)
+            found.append((a, b))
+        return found
+
+    def matrices(self):
+        """What products read: (spans, offset in them, rows, row bytes, how, unit) per weight and way of reading it.
+
+        how: "rows" (divided by team_rows), "experts" (as rows, or whole by owner), "heads" (`unit` rows a head, divided by
+        team_share of the heads).
+        """
+        ways = {"matmul": ("rows", range(4)), "experts": ("experts", range(3)), "lookahead": ("rows", range(1, 2)),
+                "heads_matmul": ("heads", range(1))}
+        of = {OPERATIONS[kind]: way for kind, way in ways.items()}
+        found = {}
+        for kind, _, _, _, weights, ints, _, _ in self.ops:
+            how, slots = of.get(kind, ("", ()))
+            for slot in slots:
+                if slot < len(weights) and weights[slot] >= 0:
+                    found[weights[slot], how] = ints[1] if how == "heads" else 1
+        result = []
+        for (number, how), unit in found.items():
+            _, rows, _, row_bytes, spans, offset = self.weights[number]
+            result.append((spans, offset, rows, row_bytes, how, unit))
+        return result
+
+    cdef touch_block(self, int32_t block):
+        """Give a block its pages, each on the node of the team that will read them. Once: it keeps them."""
+        cdef uint8_t *base
+        cdef uint8_t *page
+        cdef size_t size, at
+        cdef int h
+        if self.touched_blocks is None or self.touched_blocks[block]:
+            return
+        self.touched_blocks[block] = 1
+        base = self.p.pool + <size_t>block * self.p.block_bytes
+        teams = len(self.nodes)
+        for team, node in enumerate(self.nodes):
+            hd_thread_policy(HD_POLICY_PREFERRED, <uint64_t>1 << <int>node)
+            for heads, width, offset in self.streams:
+                size = width * 2 * HD_KV_BLOCK
+                first, end = self.team_share(heads * teams)[team]
+                for h in range(-(-first // teams), -(-end // teams)):
+                    page = base + <size_t>offset + <size_t>h * size
+                    at = (4096 - <uintptr_t>page % 4096) % 4096
+                    while at < size:
+                        page[at] = 0
+                        at += 4096
+        hd_thread_policy(HD_POLICY_DEFAULT, 0)
+
+    def pool_layout(self):
+        """Where a KV block lies: (address of the pool, bytes of a block, [(heads, bytes of a head, offset)])."""
+        return <uintptr_t>self.p.pool, self.p.block_bytes, [(h, w * 2 * HD_KV_BLOCK, o) for h, w, o in self.streams]
+
     def finish(self, int64_t pool_tokens):
         """Lay out memory: buffers, and a KV pool of so many tokens. Nothing of it is touched yet."""
         cdef int32_t[::1] ids
@@ -345,7 +442,7 @@ cdef class Program:
         for i, width in enumerate(self.buffers):
             p.buffers[i].width = width
             p.buffers[i].stride = (width + 15) & ~15
-            p.buffers[i].data = <float *>hd_memory_new(p.buffers[i].stride * p.max_rows * sizeof(float))
+            p.buffers[i].data = <float *>hd_program_memory(p, p.buffers[i].stride * p.max_rows * sizeof(float))
             if p.buffers[i].data is NULL:
                 raise MemoryError("buffers")
         p.n_streams = <int32_t>len(self.streams)
@@ -383,6 +480,9 @@ cdef class Program:
             p.pool = <uint8_t *>hd_memory_new(self.pool_bytes)
             if p.pool is NULL:
                 raise MemoryError("KV pool")
+            if self.p.node_mask:
+                hd_memory_small_pages(p.pool)
+                self.touched_blocks = bytearray(self.n_blocks)
         self.free_blocks = list(range(self.n_blocks - 1, -1, -1))
         cdef uint64_t[:, ::1] counts = self.expert_counts
         cdef uint64_t[:, ::1] touched = self.expert_touched

@@ -42,6 +42,7 @@ struct hd_teams {
     hd_job job;
     int32_t threads, teams, spin;
     range *ranges;                           /* [teams] */
+    int32_t *before;                         /* [teams + 1] threads in the teams before */
     thread *all;
 };
 
@@ -133,10 +134,12 @@ hd_teams *hd_teams_new(int32_t threads, const int32_t *cpus, const int32_t *team
     t->teams = team_of[threads - 1] + 1;
     t->ranges = aligned_alloc(64, sizeof(range) * (size_t)t->teams);
     t->all = calloc((size_t)threads, sizeof(thread));
-    if (!t->ranges || !t->all) {
+    t->before = calloc((size_t)t->teams + 1, sizeof(int32_t));
+    if (!t->ranges || !t->all || !t->before) {
         hd_teams_free(t);
         return NULL;
     }
+    for (int32_t i = 0; i < threads; i++) t->before[team_of[i] + 1] = i + 1;
     memset(t->ranges, 0, sizeof(range) * (size_t)t->teams);
     hd_fault_install();
     /* Signals are the main thread's business. */
@@ -173,6 +176,7 @@ void hd_teams_free(hd_teams *t) {
     }
     free(t->all);
     free(t->ranges);
+    free(t->before);
     free(t);
 }
 
@@ -183,6 +187,11 @@ int32_t hd_teams_size(const hd_teams *t, int32_t team) {
     int32_t n = 0;
     for (int32_t i = 0; i < t->threads; i++) n += t->all[i].worker.team == team;
     return n;
+}
+
+void hd_teams_share(const hd_teams *t, int32_t team, int64_t n, int64_t *a, int64_t *b) {
+    *a = n * t->before[team] / t->threads;
+    *b = n * t->before[team + 1] / t->threads;
 }
 
 void hd_teams_run(hd_teams *t, const hd_job *job) {

@@ -32,6 +32,9 @@ int32_t hd_teams_count(const hd_teams *t);
 int32_t hd_teams_threads(const hd_teams *t);
 int32_t hd_teams_size(const hd_teams *t, int32_t team);
 
+/* Items [*a, *b) of n are this team's, when items are dealt out in proportion to the teams' threads. */
+void hd_teams_share(const hd_teams *t, int32_t team, int64_t n, int64_t *a, int64_t *b);
+
 /* Run a job and return when it is over. One job at a time; the caller sleeps. */
 void hd_teams_run(hd_teams *t, const hd_job *job);
 

@@ -79,25 +79,33 @@ int hd_op_attend(hd_step *s, const hd_op *op, int32_t stage) {
     int32_t tiles = 0;
     for (int32_t pass = 0; pass < 2; pass++) {
         int32_t parts = 1;
+        int32_t teams = hd_teams_count(s->p->teams), ends[64];
         if (pass) {
             /* Few rows, many threads: divide the heads that share a key head as well. */
             int32_t threads = hd_teams_threads(s->p->teams);
-            while (tiles * kv * parts < threads && group % (2 * parts) == 0) parts *= 2;
+            while ((tiles * kv * parts < threads || kv * parts < teams) && group % (2 * parts) == 0) parts *= 2;
             s->sub = parts;
             hd_items_clear(s, attend_item);
         }
-        /* Longest first: the last rows of a prompt see the most keys. */
-        for (int32_t end = s->n; end > 0;) {
-            int32_t first = end - 1;
-            while (first > 0 && s->session[first - 1] == s->session[end - 1] && end - first < each) first--;
-            if (pass) {
-                for (int32_t h = 0; h < kv * parts; h++)
-                    if (hd_items_add(s, first, end - first, h)) return HD_FAIL;
-            } else {
-                tiles++;
+        /* A team takes the heads whose keys lie on its node (State.reserve). */
+        for (int32_t team = 0; team < (pass ? teams : 1); team++) {
+            int64_t h0, h1;
+            hd_teams_share(s->p->teams, team, kv * parts, &h0, &h1);
+            /* Longest first: the last rows of a prompt see the most keys. */
+            for (int32_t end = s->n; end > 0;) {
+                int32_t first = end - 1;
+                while (first > 0 && s->session[first - 1] == s->session[end - 1] && end - first < each) first--;
+                if (pass) {
+                    for (int64_t h = h0; h < h1; h++)
+                        if (hd_items_add(s, first, end - first, (int32_t)h)) return HD_FAIL;
+                } else {
+                    tiles++;
+                }
+                end = first;
             }
-            end = first;
+            if (pass) ends[team] = s->n_items;
         }
+        if (pass) return hd_items_publish_by_team(s, ends);
     }
-    return hd_items_publish(s);
+    return HD_FAIL;
 }

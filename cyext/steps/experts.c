@@ -129,10 +129,10 @@ static void hold(hd_step *s, const hd_op *op, int acquire) {
 
 void hd_experts_release(hd_step *s) { hold(s, s->acquired, 0); }
 
-static int enough(float **memory, size_t *have, size_t floats) {
+static int enough(const hd_program *p, float **memory, size_t *have, size_t floats) {
     if (*have >= floats) return 1;
     hd_memory_free(*memory);
-    *memory = hd_memory_new(sizeof(float) * floats);
+    *memory = hd_program_memory(p, sizeof(float) * floats);
     *have = *memory ? floats : 0;
     return *memory != NULL;
 }
@@ -177,10 +177,10 @@ static int group(hd_step *s, const hd_op *op) {
     s->packed_stride = kind == HD_ACT_F32 ? 0 : p->kernels->act_bytes(kind, down->cols);
     size_t packed_floats = s->packed_stride / sizeof(float) * (size_t)pairs, packed_have = s->packed_bytes / sizeof(float);
     float *packed = (float *)s->pair_packed;
-    int ok = enough(&s->pair_hidden, &s->hidden_floats, s->hidden_stride * (size_t)pairs) &&
-             enough(&s->pair_gate, &s->gate_floats, s->hidden_stride * (size_t)pairs) &&
-             enough(&s->pair_out, &s->out_floats, s->out_stride * (size_t)pairs) &&
-             enough(&packed, &packed_have, packed_floats);
+    int ok = enough(p, &s->pair_hidden, &s->hidden_floats, s->hidden_stride * (size_t)pairs) &&
+             enough(p, &s->pair_gate, &s->gate_floats, s->hidden_stride * (size_t)pairs) &&
+             enough(p, &s->pair_out, &s->out_floats, s->out_stride * (size_t)pairs) &&
+             enough(p, &packed, &packed_have, packed_floats);
     s->pair_packed = (uint8_t *)packed;
     s->packed_bytes = packed_have * sizeof(float);
     if (!ok) return HD_FAIL;
@@ -264,6 +264,7 @@ static void run_product(hd_step *s, hd_worker *w, const hd_weight *m, int32_t ex
         .row_bytes = m->row_bytes, .k = m->cols, .n = tokens, .x = x, .out = out};
     void *scratch = hd_worker_scratch(w, p->kernels->product_scratch(&product));
     p->kernels->product(&product, r0, r1, scratch);
+    hd_count_read(p, w->team, m->spans[expert], (size_t)(r1 - r0) * m->row_bytes);
 }
 
 static void add_bias(hd_step *s, const hd_op *op, int32_t which, int32_t expert, int32_t tokens, float **out, int32_t r0,

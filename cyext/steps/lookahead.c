@@ -61,10 +61,15 @@ int hd_op_lookahead(hd_step *s, const hd_op *op, int32_t stage) {
     for (int32_t r = 0; r < s->n; r++)
         p->kernels->rms_norm(hd_row(s, op->out[0], r), hd_row(s, op->in[0], r), hd_vector(s, op, 0), m->cols, op->f[1]);
     hd_items_clear(s, logits_item);
-    int32_t chunk = hd_chunk(p, m->rows, 1);
-    for (int32_t r = 0; r < m->rows; r += chunk)
-        if (hd_items_add(s, 0, r, r + chunk < m->rows ? r + chunk : (int32_t)m->rows)) return HD_FAIL;
-    return hd_items_publish(s);
+    int32_t chunk = hd_chunk(p, m->rows, 1), teams = hd_teams_count(p->teams), ends[64];
+    for (int32_t team = 0; team < teams; team++) {
+        int32_t r0, r1;
+        hd_team_rows(p, team, m->rows, &r0, &r1);
+        for (int32_t r = r0; r < r1; r += chunk)
+            if (hd_items_add(s, 0, r, r + chunk < r1 ? r + chunk : r1)) return HD_FAIL;
+        ends[team] = s->n_items;
+    }
+    return hd_items_publish_by_team(s, ends);
 }
 
 void hd_lookahead_check(hd_step *s, const hd_op *op) {

@@ -28,6 +28,8 @@ void hd_memory_free(void *memory) {
     munmap(h.base, h.whole);
 }
 
+void hd_memory_small_pages(void *memory) { madvise(memory, head_of(memory)->bytes, MADV_NOHUGEPAGE); }
+
 void hd_memory_release(void *memory) {
     if (memory) madvise(memory, head_of(memory)->bytes, MADV_DONTNEED);
 }

@@ -39,9 +39,11 @@ int hd_items_add(hd_step *s, int32_t what, int32_t r0, int32_t r1) {
 
 int hd_items_publish(hd_step *s) {
     int32_t teams = hd_teams_count(s->p->teams);
-    for (int32_t t = 0; t < teams; t++)
-        hd_teams_publish(s->p->teams, t, (int32_t)((int64_t)s->n_items * t / teams),
-                         (int32_t)((int64_t)s->n_items * (t + 1) / teams));
+    for (int32_t t = 0; t < teams; t++) {
+        int64_t a, b;
+        hd_teams_share(s->p->teams, t, s->n_items, &a, &b);
+        hd_teams_publish(s->p->teams, t, (int32_t)a, (int32_t)b);
+    }
     return HD_SHARE;
 }
 
@@ -74,11 +76,10 @@ int hd_share_rows(hd_step *s, hd_item_fn fn, int32_t rows, int64_t floats_per_ro
 }
 
 void hd_team_rows(const hd_program *p, int32_t team, int64_t rows, int32_t *r0, int32_t *r1) {
-    int32_t teams = hd_teams_count(p->teams);
-    int64_t panel = p->kernels->panel, panels = (rows + panel - 1) / panel;
-    int64_t a = panels * team / teams * panel, b = panels * (team + 1) / teams * panel;
-    *r0 = (int32_t)(a < rows ? a : rows);
-    *r1 = (int32_t)(b < rows ? b : rows);
+    int64_t panel = p->kernels->panel, panels = (rows + panel - 1) / panel, a, b;
+    hd_teams_share(p->teams, team, panels, &a, &b);
+    *r0 = (int32_t)(a * panel < rows ? a * panel : rows);
+    *r1 = (int32_t)(b * panel < rows ? b * panel : rows);
 }
 
 int32_t hd_chunk(const hd_program *p, int64_t rows, int64_t units) {
@@ -87,6 +88,13 @@ int32_t hd_chunk(const hd_program *p, int64_t rows, int64_t units) {
     if (each > 256) each = 256;
     if (each < 32) each = 32;
     return (int32_t)((each + panel - 1) / panel * panel);
+}
+
+void *hd_program_memory(const hd_program *p, size_t bytes) {
+    void *memory = hd_memory_new(bytes);
+    /* Every team reads all of an activation: spread it, so that no node's memory serves them all. */
+    if (memory && p->node_mask) hd_bind(memory, bytes, HD_POLICY_INTERLEAVE, p->node_mask);
+    return memory;
 }
 
 /* --- waiting for what is not there yet ------------------------------------------------------------------------------- */
@@ -128,7 +136,7 @@ int hd_pack(hd_step *s, int32_t buffer, hd_act kind, int32_t rows) {
     if (b->packed[kind].data && b->packed[kind].version == b->version) return HD_DONE;
     if (!b->packed[kind].data) {
         b->packed[kind].stride = s->p->kernels->act_bytes(kind, b->width);
-        b->packed[kind].data = hd_memory_new(b->packed[kind].stride * (size_t)s->p->max_rows);
+        b->packed[kind].data = hd_program_memory(s->p, b->packed[kind].stride * (size_t)s->p->max_rows);
         if (!b->packed[kind].data) {
             atomic_store(&s->failed, HD_NO_MEMORY);
             return HD_FAIL;

@@ -6,6 +6,7 @@
  * called again with the next stage when they are done. */
 #pragma once
 #include "kernels/kernels.h"
+#include "placement.h"
 #include "populate_queue.h"
 #include "spans.h"
 #include "teams.h"
@@ -85,6 +86,8 @@ typedef struct hd_program {
     hd_stream *streams; int32_t n_streams;
     hd_rope *ropes; int32_t n_ropes;
     int32_t max_rows, n_layers, n_experts, max_used, vocabulary;
+    uint64_t node_mask;                    /* kernel's nodes over which buffers are spread, 0: wherever */
+    _Atomic uint64_t *reads;               /* [teams][spans] weight bytes read since the start, or NULL: not counted */
     int32_t split;                         /* enum hd_split: how rows are shared between teams */
     const int32_t *owner;                  /* [n_layers][n_experts] team of an expert when split by experts */
     uint8_t *pool; size_t block_bytes;     /* the KV pool */
@@ -203,6 +206,14 @@ static inline const uint8_t *hd_weight_at(const hd_program *p, const hd_weight *
     int32_t node = p->spans->nodes > 1 ? team : 0;
     return hd_span_at(p->spans, node, w->spans[k]) + w->offset;
 }
+
+static inline void hd_count_read(const hd_program *p, int32_t team, int32_t span, size_t bytes) {
+    if (p->reads)
+        atomic_fetch_add_explicit(&p->reads[(size_t)team * (size_t)p->spans->n + (size_t)span], bytes, memory_order_relaxed);
+}
+
+/* Memory for a buffer that all teams use; freed by hd_memory_free. */
+void *hd_program_memory(const hd_program *p, size_t bytes);
 
 /* Wait for dense spans; HD_DONE or HD_FAIL. */
 int hd_need_spans(hd_step *s, const int32_t *spans, int32_t n);

@@ -68,8 +68,9 @@ class Engine:
     """Runs steps. One at a time; step() may be called from any thread.
 
     model, table: as opened; spans, queue: their hd_spans and populate queue (None: nothing is deferred). teams:
-    processors of each team's threads. context: tokens of the longest sequence; sequences: how many of that length the
-    KV pool holds. Raises ModelError when the architecture is unknown or a tensor does not fit the hyperparameters.
+    processors of each team's threads; nodes: the kernel's NUMA node of each, when there are several. context: tokens
+    of the longest sequence; sequences: how many of that length the KV pool holds. Raises ModelError when the
+    architecture is unknown or a tensor does not fit the hyperparameters.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Engine:
         batch: int = 512,
         isa: str | None = None,
         spin: int = 2000,
+        nodes: Sequence[int] = (),
     ) -> None:
         self._model = model
         self._table = table
@@ -112,6 +114,8 @@ class Engine:
         self.program = cy.Program(
             spans, queue, self.teams, isa, batch, h.n_layer, h.n_expert, max(h.n_expert_used, 1), h.n_vocab
         )
+        if len(nodes) > 1:
+            self.program.set_nodes(nodes)
         graph = Graph(self.program)
         module.graph(h, module.tensors(h, Tensors(model, table, self.program)), graph)
         graph.finish()
@@ -199,6 +203,12 @@ class Engine:
         """Give back the memory of the step's buffers until the next step."""
         with self._lock:
             self.program.trim()
+
+    def own_experts(self, owner: np.ndarray | None) -> None:
+        """From the next step on whole experts belong to teams: int32 [n_layer, n_expert]; None: every matrix is divided
+        by rows."""
+        with self._lock:
+            self.program.set_split(1 if owner is None else 2, owner)
 
     # --- what it is, and what it learnt ---
 
