@@ -608,6 +608,15 @@ cdef class Program:
         self.trace.records, self.trace.used, self.trace.capacity = &view[0], 0, capacity
         self.step.trace = &self.trace
 
+    @property
+    def trace_used(self):
+        """int32 numbers recorded so far; 0 when nothing is recorded."""
+        return self.trace.used if self.step.trace != NULL else 0
+
+    def trace_peek(self):
+        """The records so far; recording goes on. From any thread: what a running step adds may be missing."""
+        return self.trace_records[: self.trace.used].copy()
+
     def trace_take(self):
         """The records so far; recording ends."""
         self.step.trace = NULL

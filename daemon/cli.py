@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add("--numa", choices=["off", "interleave", "distribute", "mirror", "experts"], help="placement (default: off)")
     add("--drain-seconds", type=float, metavar="S", help="for answers in progress after SIGTERM (default: 3)")
     add("--state-directory", metavar="DIR", help="where heat is kept")
+    add("--trace", metavar="FILE", help="record the routing of all tokens (see hearthctl replay)")
     add("--log-level", choices=["debug", "info", "warning", "error"])
     add("--config", metavar="FILE", help="TOML; the keys are the flags' names")
     add("--demo", action="store_true", help="serve the small model that ships with the package")

@@ -40,6 +40,7 @@ class Config(Struct, kw_only=True, forbid_unknown_fields=True):
     queue: int = 64  # requests waiting for their turn, over all clients
     numa: Literal["off", "interleave", "distribute", "mirror", "experts"] = "off"
     state_directory: str = ""
+    trace: str = ""  # file for the routing of all tokens, for `hearthctl replay`
     drain_seconds: float = 3.0  # what answers in progress get after SIGTERM
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

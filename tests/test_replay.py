@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hearthd.daemon.ctl import main
+from hearthd.daemon.residency.recorder import trace_of
 from hearthd.daemon.residency.replay import POLICIES, Trace, replay, table
 
 
@@ -62,3 +64,23 @@ def test_a_trace_survives_the_disk_and_a_foreign_file_is_refused(tmp_path: Path)
     Trace(recorded.choices, np.full((3, 4), 10), recorded.batch).save(tmp_path / "wrong.npz")
     with pytest.raises(ValueError, match="out of range"):
         Trace.load(tmp_path / "wrong.npz")
+
+
+def test_records_become_a_trace_and_the_command_shows_the_run_beside_the_policies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Step 5 has two rows in layers 0 and 2 of 3, step 6 one; the run had read 40 bytes by the second record's time.
+    rows = [(5, 0, 0, 1, 2), (5, 0, 1, 2, 3), (5, 2, 0, 0, 1), (5, 2, 1, 0, 2), (6, 0, 0, 1, 3), (6, 2, 0, 0, 3)]
+    nbytes = np.full((3, 4), 10)
+    recorded = trace_of(np.array(rows, dtype=np.int32).ravel(), 2, nbytes, [(0, 0, 60), (4, 40, 60), (6, 65, 60)])
+    assert recorded.choices[:, 0].tolist() == [[1, 2], [2, 3], [1, 3]]
+    assert recorded.choices[:, 1].tolist() == [[-1, -1]] * 3
+    assert recorded.batch.tolist() == [5, 5, 6]
+    assert recorded.run.tolist() == [[0, 0, 60], [2, 40, 60], [3, 65, 60]]
+    assert (recorded.run_bytes_per_token(2), recorded.run_budget()) == (25.0, 60)
+    recorded.save(tmp_path / "trace.npz")
+    assert main(["replay", str(tmp_path / "trace.npz"), "--skip", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "optimal" in shown and "the run" in shown and "25 B" in shown
+    (tmp_path / "other").write_bytes(b"GGUF")
+    assert main(["replay", str(tmp_path / "other")]) == 65

@@ -17,6 +17,11 @@ def register(add: Add) -> None:
     plan.add_argument("--memory-budget", default="auto", metavar="auto|SIZE|PERCENT")
     plan.add_argument("--context", type=int, default=4096, metavar="N")
     plan.add_argument("--type", default=None, help="of a shape's tensors: Q4_K_M, MXFP4, ...")
+    replay = add("replay", "what more memory would buy: a routing trace against policies", run_replay, json=True)
+    replay.add_argument("trace", metavar="TRACE", help="written by hearthd --trace")
+    replay.add_argument("--budget", metavar="SIZE|PERCENT", action="append", default=[], help="bytes for experts, or a "
+                        "share of all experts; may be repeated (default: the run's own, and 10 to 100 %%)")  # fmt: skip
+    replay.add_argument("--skip", type=int, metavar="N", help="tokens that only fill the memory (default: a third)")
     synth = add("synth", "write a model of a real shape with random weights", run_synth, json=True)
     synth.add_argument("out", metavar="OUT.gguf")
     synth.add_argument("--shape", default="qwen3-30b-a3b", help="default: qwen3-30b-a3b; --list shows all")
@@ -24,6 +29,39 @@ def register(add: Add) -> None:
     synth.add_argument("--type", default="Q4_K_M", help="default: Q4_K_M")
     synth.add_argument("--unevenness", type=float, metavar="SHARE", help="of the choices that the busiest quarter gets")
     synth.add_argument("--seed", type=int, default=0)
+
+
+def run_replay(given: argparse.Namespace) -> None:
+    from ..residency.replay import Trace
+    from ..residency.replay import table as outcomes
+
+    try:
+        trace = Trace.load(given.trace)
+        total = int(trace.nbytes.sum())
+        budgets = [parse_budget(text, total) or 0 for text in given.budget]
+    except ValueError as error:
+        raise CommandError(str(error), 65) from None
+    tokens = len(trace.choices)
+    skip = tokens // 3 if given.skip is None else max(min(given.skip, tokens), 0)
+    run, own = trace.run_bytes_per_token(skip), trace.run_budget()
+    if not budgets:
+        budgets = sorted({*((own,) if own else ()), *(total * share // 100 for share in (10, 25, 40, 55, 70, 85, 100))})
+    rows = outcomes(trace, budgets, skip=skip)
+    if given.json:
+        print_json({
+            "tokens": tokens, "skip": skip, "expert_bytes": total, "run_budget": own, "run_bytes_per_token": run,
+            "outcomes": [{"policy": r.policy, "budget": r.budget, "hit_rate": r.hit_rate,
+                          "bytes_per_token": r.bytes_per_token} for r in rows],
+        })  # fmt: skip
+        return
+    print(f"{tokens} tokens, the first {skip} of them only to fill the memory; experts {size(total)}\n")
+    policies = list(dict.fromkeys(r.policy for r in rows))
+    lines = []
+    for budget in budgets:
+        cells = [f"{size(r.bytes_per_token)} {100 * r.hit_rate:5.1f} %" for r in rows if r.budget == budget]
+        lines.append([size(budget), *cells, size(run) if run is not None and budget == own else "-"])
+    print(table(["budget", *policies, "the run"], lines))
+    print("\nBytes read per token, and the share of the experts used that were there.")
 
 
 def run_plan(given: argparse.Namespace) -> None:

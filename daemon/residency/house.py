@@ -72,12 +72,20 @@ class Residency:
         self._said_dense = False
         self._lock_said = False
         self._asleep = trio.Lock()
+        self._recorder: Any = None
         if engine is not None:
             self.attach(engine)
 
     def attach(self, engine: Any) -> None:
-        """The engine whose routing is counted from now on."""
+        """The engine whose routing is counted from now on, and recorded when --trace names a file."""
         self._engine = engine
+        if path := getattr(self._options, "trace", ""):
+            from .recorder import Recorder
+
+            try:
+                self._recorder = Recorder(path, engine, self._table)
+            except OSError as error:
+                self.warnings.append(protocol.Warning_(code="trace", message=f"{path}: {error.strerror}"))
 
     def begin(self) -> None:
         """Queue the dense spans (and what --experts eager adds) at once. Cheap; `run` calls it if nobody has."""
@@ -124,6 +132,8 @@ class Residency:
             tokens = self.heat.update(self._engine.expert_counts)
             if tokens:
                 self.keeper.note_use((self.heat.counts_seen() - before).astype(np.float64), tokens)
+        if self._recorder is not None:
+            self._recorder.note(self.populated_bytes(), self.expert_room())
         self._tokens += tokens
         self._tokens_since_plan += tokens
         self._generating = (tokens > 0 or self._running()) and not self._prefilling
@@ -232,6 +242,8 @@ class Residency:
 
     def save(self) -> None:
         """Write heat to the state directory. Blocks; never raises for want of a place to write."""
+        if self._recorder is not None:
+            self._recorder.save()
         if self._heat_path is None or self.heat.tokens() < 1:
             return
         try:
@@ -257,6 +269,10 @@ class Residency:
     def warmed(self) -> bool:
         """Nothing of the plan is missing any more."""
         return self._begun and self.warmer.done()
+
+    def expert_room(self) -> int:
+        """Bytes of the budget that dense spans leave to experts."""
+        return max(self.budget.bytes - int(self.keeper.nbytes[self.warmer.dense].sum()), 0)
 
     def populated_bytes(self) -> int:
         """Read from disk by the populate workers since the start."""

@@ -4,14 +4,15 @@ Owns the trace's format and the policies' arithmetic. Touches no model: sizes an
 
 A trace is an .npz file: `choices` int16 [tokens, layers, used] (expert numbers, -1 where a layer has none), `nbytes`
 int64 [layers, experts] (bytes of an expert's spans), `batch` int32 [tokens] (which step a token was part of: an expert
-that several tokens of one step use is read once).
+that several tokens of one step use is read once), and `run` int64 [samples, 3]: tokens begun, bytes that the run had
+read by then, bytes of experts that it could hold.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -29,25 +30,39 @@ class Trace:
     choices: NDArray[np.int16]
     nbytes: NDArray[np.int64]
     batch: NDArray[np.int32]
+    run: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), dtype=np.int64))
 
     @classmethod
     def load(cls, path: Path | str) -> Trace:
         """Raises ValueError for a file that is no trace, OSError for one that cannot be read."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                trace = cls(file["choices"], file["nbytes"], file["batch"])
+                trace = cls(file["choices"], file["nbytes"], file["batch"], file["run"])
         except (KeyError, EOFError, ValueError, BadZipFile) as error:
             raise ValueError(f"{path}: not a routing trace: {error}") from None
         shape, sizes = trace.choices.shape, trace.nbytes.shape
         if len(shape) != 3 or len(sizes) != 2 or sizes[0] != shape[1] or trace.batch.shape != shape[:1]:
             raise ValueError(f"{path}: choices {shape}, nbytes {sizes} and batch {trace.batch.shape} do not match")
+        if trace.run.ndim != 2 or trace.run.shape[1] != 3:
+            raise ValueError(f"{path}: run {trace.run.shape} is not a list of three numbers each")
         if trace.choices.size and not -1 <= trace.choices.min() <= trace.choices.max() < trace.nbytes.shape[1]:
             raise ValueError(f"{path}: an expert number is out of range")
         return trace
 
     def save(self, path: Path | str) -> None:
         with open(path, "wb") as file:
-            np.savez_compressed(file, choices=self.choices, nbytes=self.nbytes, batch=self.batch)
+            np.savez_compressed(file, choices=self.choices, nbytes=self.nbytes, batch=self.batch, run=self.run)
+
+    def run_bytes_per_token(self, skip: int = 0) -> float | None:
+        """What the recorded run itself read per token after the first `skip`; None without two samples there."""
+        run = self.run[self.run[:, 0] >= skip]
+        if len(run) < 2 or run[-1, 0] <= run[0, 0]:
+            return None
+        return float(run[-1, 1] - run[0, 1]) / float(run[-1, 0] - run[0, 0])
+
+    def run_budget(self) -> int:
+        """Bytes of experts that the recorded run could hold at its end; 0 when not recorded."""
+        return int(self.run[-1, 2]) if len(self.run) else 0
 
     def accesses(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(key, token) of every read in order: key = layer * experts + expert; once per step, layer and expert."""
@@ -83,8 +98,8 @@ class Outcome:
         return self.read_bytes / self.tokens if self.tokens else 0.0
 
 
-def replay(trace: Trace, budget: int, policy: str) -> Outcome:
-    """Play a trace from an empty memory of `budget` bytes for experts.
+def replay(trace: Trace, budget: int, policy: str, skip: int = 0) -> Outcome:
+    """Play a trace from an empty memory of `budget` bytes for experts; the first `skip` tokens only fill it.
 
     lru: least recently used goes. lfu: least often used goes. heat: as the keeper does it, by a share decayed over
     RECENT_HALF_LIFE tokens plus the long-term share. optimal: what is needed again last goes, and what is needed later
@@ -106,9 +121,10 @@ def replay(trace: Trace, budget: int, policy: str) -> Outcome:
         recent[key] = _log2_sum(recent[key], token / RECENT_HALF_LIFE)
         score = _score(policy, i, after[i], count[key], recent[key], token)
         hit = key in held
-        hits += hit
+        counted = token >= skip
+        hits += hit and counted
         if not hit:
-            read += sizes[key]
+            read += sizes[key] * counted
             if sizes[key] > budget:
                 continue
             used += sizes[key]
@@ -119,7 +135,8 @@ def replay(trace: Trace, budget: int, policy: str) -> Outcome:
             if held.get(victim) == lowest:
                 del held[victim]
                 used -= sizes[victim]
-    return Outcome(policy, budget, hits, len(keys), read, trace.choices.shape[0])
+    tokens_counted = max(trace.choices.shape[0] - skip, 0)
+    return Outcome(policy, budget, hits, int((tokens >= skip).sum()), read, tokens_counted)
 
 
 def _score(policy: str, now: int, after: int, count: float, recent: float, token: int) -> float:
@@ -150,6 +167,6 @@ def _next_use(keys: NDArray[np.int64]) -> list[int]:
     return after
 
 
-def table(trace: Trace, budgets: list[int], policies: tuple[str, ...] = POLICIES) -> list[Outcome]:
+def table(trace: Trace, budgets: list[int], policies: tuple[str, ...] = POLICIES, skip: int = 0) -> list[Outcome]:
     """Every policy at every budget."""
-    return [replay(trace, budget, policy) for budget in budgets for policy in policies]
+    return [replay(trace, budget, policy, skip) for budget in budgets for policy in policies]
