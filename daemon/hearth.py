@@ -45,7 +45,7 @@ class Hearth:
         self.spans = Spans(
             self.mapping, self.table.file, self.table.offset, self.table.nbytes, self.table.layer
         )
-        self.queue = PopulateQueue(self.spans, workers=populate_workers(), piece=PIECE)
+        self.queue = PopulateQueue(self.spans, workers=populate_workers(), piece=PIECE, nice=0)
         self.topology = topology.read()
         self.threads = config.threads or self.topology.threads
         self.info = self._info()

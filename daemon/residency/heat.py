@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 HALF_LIFE_TOKENS = 20_000.0
 HALF_LIFE_DAYS = 14.0  # between one run and the next
+BUSY_SHARE, BUSY_CHOICES = 0.25, 0.85  # a guess before anything is known: that share of experts, of choices
 LEAST_TOKENS = 32.0  # before the counts mean anything
 NEAR_UNIFORM = 0.85  # effective experts / experts: above, the order by heat is noise
 FORMAT = 1
@@ -81,6 +82,19 @@ class Heat:
         total = self.counts.sum(axis=1, keepdims=True)
         known = np.divide(self.counts * self.per_token, total, out=even.copy(), where=total > 0)
         return np.minimum(known, 1.0)
+
+    def chance(self, tokens: int) -> NDArray[np.float64]:
+        """Chance that a prompt of so many tokens uses each expert [layers, experts].
+
+        Before routing is known, that of an unknown expert where a quarter of them gets most choices, as trained models
+        route: most of a short prompt's experts are then not worth reading on a guess.
+        """
+        if self.tokens() >= LEAST_TOKENS or not self.counts.size:
+            return 1.0 - (1.0 - self.shares()) ** tokens
+        even = self.per_token / max(self.counts.shape[1], 1)
+        hot, cold = min(BUSY_CHOICES / BUSY_SHARE * even, 1.0), (1 - BUSY_CHOICES) / (1 - BUSY_SHARE) * even
+        mean = BUSY_SHARE * (1.0 - (1.0 - hot) ** tokens) + (1 - BUSY_SHARE) * (1.0 - (1.0 - cold) ** tokens)
+        return np.full_like(self.counts, mean)
 
     def save(self, path: Path, identity: str) -> None:
         """Atomic: a reader (or the next start after SIGKILL) finds the file before or after, never half of it."""

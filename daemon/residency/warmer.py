@@ -20,7 +20,8 @@ LIKELY = 0.5  # chance of being used in this prefill from which on the cursor ta
 FILL = 0.97  # of the budget: what the sweep fills, so that a demand does not evict at once
 GENERATING_RATE = 0.5  # share of the best disk rate seen that the sweep may use beside running answers
 FIRST_RATE = 1.0e9  # before a rate has been seen
-EXACT, HALF, WHOLE = 2.0, 0.5, 0.0  # see hd_populate's cover
+NEARLY_ALL = 0.9  # of the experts likely: then reading whole blocks wastes nothing
+EXACT, MOST, HALF, WHOLE = 2.0, 0.75, 0.5, 0.0  # see hd_populate's cover
 
 Ids = NDArray[np.int32]
 
@@ -44,7 +45,10 @@ class Warmer:
         unused = np.asarray(getattr(table, "unused", np.zeros(len(self.nbytes), bool)))
         ids = np.arange(len(self.nbytes), dtype=np.int32)
         self._place = np.lexsort((table.offset, table.file)).astype(np.int32).argsort()
-        self.dense: Ids = self._in_layer_order(ids[(self.expert < 0) & ~unused])
+        dense = self._in_layer_order(ids[(self.expert < 0) & ~unused])
+        # What no layer owns (output, embeddings: often half of all dense bytes) is wanted last, but for the few rows of
+        # the embedding that a prompt reads by itself.
+        self.dense: Ids = np.concatenate((dense[self.layer[dense] >= 0], dense[self.layer[dense] < 0]))
         self.expert_ids: Ids = self._in_layer_order(ids[(self.expert >= 0) & ~unused])
         self.planned = np.zeros(len(ids), dtype=bool)
         self.asked = np.zeros(len(ids), dtype=bool)  # by an operator's `warm`, whatever the plan says
@@ -55,6 +59,7 @@ class Warmer:
         self.finished_seconds = 0.0
         self.best_rate = 0.0
         self._prefilling = False
+        self._roomy = True
 
     def _in_layer_order(self, ids: Ids) -> Ids:
         """What belongs to no layer first, then layer by layer, in a layer as it lies in the file."""
@@ -83,11 +88,15 @@ class Warmer:
 
     def _set_cover(self, budget: int) -> None:
         """Whole blocks where everything is wanted in the end; exact ranges where single experts must be given back."""
-        roomy = self.fits(budget) and (self.warm != "off" or self.experts == "eager")
+        self._roomy = self.fits(budget) and (self.warm != "off" or self.experts == "eager")
+        if not self._prefilling:
+            self._set_usual_cover()
+
+    def _set_usual_cover(self) -> None:
         for cls in (DEMAND, ROUTED, LOOKAHEAD):
-            self._queue.set_cover(cls, 0.75 if roomy else EXACT)
-        self._queue.set_cover(CURSOR, HALF if roomy else EXACT)
-        self._queue.set_cover(SWEEP, WHOLE if roomy else EXACT)
+            self._queue.set_cover(cls, MOST if self._roomy else EXACT)
+        self._queue.set_cover(CURSOR, HALF if self._roomy else EXACT)
+        self._queue.set_cover(SWEEP, WHOLE if self._roomy else EXACT)
 
     def plan(self, budget: int) -> None:
         """Decide which experts are warmed, and hand them to the queue. Called again when heat or budget have moved."""
@@ -129,13 +138,21 @@ class Warmer:
         self._prefilling = running
         if not running:
             self._queue.cancel(CURSOR) if self.experts != "eager" and self.dense_done() else None
+            if self._roomy:
+                self._set_usual_cover()
             self._queue.resume()
             return
-        if self.warm == "off" or self.experts == "eager" or not len(self.expert_ids):
+        if self.warm == "off" or self.experts == "eager" or not len(self.expert_ids) or self.done():
             return
-        chance = 1 - (1 - self._heat.shares()) ** (tokens or 512)
+        chance = self._heat.chance(tokens or 512)
         ids = self.expert_ids[~self.left_alone[self.expert_ids]]
         likely = ids[chance[self.layer[ids], self.expert[ids]] >= LIKELY]
+        if self._roomy:
+            # A long prompt uses nearly all: whole blocks, which a disk reads twice as fast as single experts. A short one
+            # is answered soonest by reading no byte too many.
+            cover = WHOLE if len(likely) >= NEARLY_ALL * len(ids) else EXACT
+            for cls in (DEMAND, ROUTED, CURSOR):
+                self._queue.set_cover(cls, cover)
         self._queue.set_plan(likely, WINDOW_LAYERS)
         self._queue.pause((SWEEP,))
 
