@@ -142,14 +142,14 @@ class Warmer:
                 self._set_usual_cover()
             self._queue.resume()
             return
-        if self.warm == "off" or self.experts == "eager" or not len(self.expert_ids) or self.done():
+        if self.warm == "off" or self.experts == "eager" or bool(self._settled()[self.expert_ids].all()):
             return
         chance = self._heat.chance(tokens or 512)
         ids = self.expert_ids[~self.left_alone[self.expert_ids]]
         likely = ids[chance[self.layer[ids], self.expert[ids]] >= LIKELY]
         if self._roomy:
-            # A long prompt uses nearly all: whole blocks, which a disk reads twice as fast as single experts. A short one
-            # is answered soonest by reading no byte too many.
+            # A long prompt uses nearly all: whole blocks, which a disk reads twice as fast as single experts. A short
+            # one is answered soonest by reading no byte too many.
             cover = WHOLE if len(likely) >= NEARLY_ALL * len(ids) else EXACT
             for cls in (DEMAND, ROUTED, CURSOR):
                 self._queue.set_cover(cls, cover)
