@@ -32,17 +32,28 @@ typedef int32_t sums[2][WIDTH][16] __attribute__((aligned(64)));
         tile_store(c1, (to)[1], 64);        \
     } while (0)
 
-/* sum[t] += scale x token's scale x (sums + start) - min x lift, for the group of columns at ws. */
-static inline void settle(float *sum, sums of, const float *ws, const float *wm, const int32_t *start, const float *scale,
-                          const float *lift, int mins, int32_t n)
+/* sum[t] += scale x token's scale x (sums - offset x token's sum) - min x lift, for group b of columns, whose scales and
+ * minima lie at ws and wm. */
+static inline void settle(float *sum, sums of, const float *ws, const float *wm, const hd_panel_kind *kind,
+                          const hd_panel_tokens *tokens, int32_t b, int32_t n)
 {
+    const int wide = kind->sub == 32, late = !wide && (b & 1), mins = kind->mins;
+    const size_t at = 4 * (size_t)(wide ? b : b / 2);
+    const __m512i taken = _mm512_set1_epi32(hd_taken(kind->offset, wide || !late, wide || late));
     for (int g = 0; g < 2; g++) {
         const __m512 s = _mm512_load_ps(ws + 16 * g), m = mins ? _mm512_load_ps(wm + 16 * g) : _mm512_setzero_ps();
         for (int32_t t = 0; t < n; t++) {
+            const uint8_t *side = tokens->side[t] + at;
+            const int32_t two = hd_side_sums(side + tokens->sums);
+            const float d = hd_side_float(side);
             float *to = sum + 32 * t + 16 * g;
-            const __m512i whole = _mm512_add_epi32(_mm512_load_si512(of[g][t]), _mm512_set1_epi32(start[t]));
-            __m512 total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_mul_ps(s, _mm512_set1_ps(scale[t])), _mm512_load_ps(to));
-            if (mins) total = _mm512_fnmadd_ps(m, _mm512_set1_ps(lift[t]), total);
+            const __m512i start = _mm512_madd_epi16(_mm512_set1_epi32(two), taken);
+            const __m512i whole = _mm512_add_epi32(_mm512_load_si512(of[g][t]), start);
+            __m512 total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_mul_ps(s, _mm512_set1_ps(d)), _mm512_load_ps(to));
+            if (mins) {
+                const float lift = wide ? hd_side_float(side + tokens->lift) : d * (float)(late ? two >> 16 : (int16_t)two);
+                total = _mm512_fnmadd_ps(m, _mm512_set1_ps(lift), total);
+            }
             _mm512_store_ps(to, total);
         }
     }
@@ -57,9 +68,7 @@ static void multiply(float *sum, const uint8_t *w, const hd_panel_kind *kind, co
     const uint8_t *ahead = tokens->ahead;
     sums even, odd;
     __asm__ volatile("" : : : "memory"); /* tile loads do not tell the compiler what they read */
-#define SETTLE(of, b)                                                                                                \
-    settle(sum, of, ws + 32 * (b), wm + 32 * (b), tokens->start + (b) * n, tokens->scale + (b) * sub / 32 * n,        \
-           tokens->lift + (b) * n, kind->mins, n)
+#define SETTLE(of, b) settle(sum, of, ws + 32 * (b), wm + 32 * (b), kind, tokens, b, n)
     for (int32_t b = 0; b < groups; b += 2) {
         for (int32_t i = 0; i < tokens->lines * (2 * sub / 32); i++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
         STEP(0, 1, 4, w + 32 * sub * b, x + sub * b, tokens->stride, even);

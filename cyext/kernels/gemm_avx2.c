@@ -51,48 +51,53 @@ INLINE void dots(__m256i a[][2], const uint8_t *w, const int8_t *const *q, const
     }
 }
 
-/* 16 rows, n tokens out of a group of `stride`. */
-INLINE void block(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, const int at, int32_t stride, int32_t kc,
-                  const float *ws, const int sub, const int mins, const int depth, const int n)
+/* 16 rows, n tokens from `at` on. */
+INLINE void block(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, const int at, int32_t kc, const float *ws,
+                  const int16_t offset, const int sub, const int mins, const int depth, const int n)
 {
     const float *wm = ws + 32 * (kc / sub);
-    const int32_t *start = tokens->start + at;
-    const float *scale = tokens->scale + at, *lift = tokens->lift + at;
+    const size_t lifts = tokens->lift, pairs = tokens->sums;
     const int8_t *q[TOKENS];
+    const uint8_t *side[TOKENS];
 #pragma GCC unroll 3
-    for (int t = 0; t < n; t++) q[t] = tokens->x[at + t];
+    for (int t = 0; t < n; t++) q[t] = tokens->x[at + t], side[t] = tokens->side[at + t];
     for (int32_t c = 0; c < kc; c += 32, w += 1024) {
 #pragma GCC unroll 2
         for (int h = 0; h < 32 / sub; h++) {
+            const __m256i taken = _mm256_set1_epi32(hd_taken(offset, sub == 32 || h == 0, sub == 32 || h == 1));
             __m256i a[TOKENS][2];
 #pragma GCC unroll 3
-            for (int t = 0; t < n; t++) a[t][0] = a[t][1] = _mm256_set1_epi32(start[t]);
+            for (int t = 0; t < n; t++)
+                a[t][0] = a[t][1] = depth && !(sub == 32 && mins) /* signed bytes have no offset, nor have these minima */
+                                        ? _mm256_madd_epi16(_mm256_set1_epi32(hd_side_sums(side[t] + pairs)), taken)
+                                        : _mm256_setzero_si256();
             dots(a, w + (sub == 16 ? 512 * h : 0), q, 16 * h, sub / 4, depth, n);
             const __m256 s0 = _mm256_load_ps(ws), s1 = _mm256_load_ps(ws + 8);
 #pragma GCC unroll 3
             for (int t = 0; t < n; t++) {
-                const __m256 d = _mm256_set1_ps(scale[t]);
+                const __m256 d = _mm256_set1_ps(hd_side_float(side[t]));
                 float *to = sum + 32 * t;
                 __m256 t0 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(a[t][0]), _mm256_mul_ps(s0, d), _mm256_load_ps(to));
                 __m256 t1 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(a[t][1]), _mm256_mul_ps(s1, d), _mm256_load_ps(to + 8));
                 if (mins) {
-                    const __m256 l = _mm256_set1_ps(lift[t]);
+                    const int32_t two = hd_side_sums(side[t] + pairs);
+                    const __m256 l = _mm256_set1_ps(sub == 32 ? hd_side_float(side[t] + lifts)
+                                                              : hd_side_float(side[t]) * (float)(h ? two >> 16 : (int16_t)two));
                     t0 = _mm256_fnmadd_ps(_mm256_load_ps(wm), l, t0);
                     t1 = _mm256_fnmadd_ps(_mm256_load_ps(wm + 8), l, t1);
                 }
                 _mm256_store_ps(to, t0);
                 _mm256_store_ps(to + 8, t1);
             }
-            start += stride, lift += stride, ws += 32, wm += 32;
+            ws += 32, wm += 32;
         }
-        scale += stride;
 #pragma GCC unroll 3
-        for (int t = 0; t < n; t++) q[t] += 32;
+        for (int t = 0; t < n; t++) q[t] += 32, side[t] += 4;
     }
 }
 
-INLINE void panel(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, int32_t n, int32_t kc, const int sub,
-                  const int mins, const int depth)
+INLINE void panel(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, int32_t n, int32_t kc, const int16_t offset,
+                  const int sub, const int mins, const int depth)
 {
     const float *ws = (const float *)(const void *)(w + 32 * kc);
     const uint8_t *ahead = tokens->ahead;
@@ -102,9 +107,9 @@ INLINE void panel(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, i
             if (at == 0) /* half of the chunk's share with each half of the panel */
                 for (int32_t i = 0; i < tokens->lines * (kc / 64); i++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
             float *to = sum + 32 * at + 16 * g;
-            if (take == 1) block(to, w + 64 * g, tokens, at, n, kc, ws + 16 * g, sub, mins, depth, 1);
-            else if (take == 2) block(to, w + 64 * g, tokens, at, n, kc, ws + 16 * g, sub, mins, depth, 2);
-            else block(to, w + 64 * g, tokens, at, n, kc, ws + 16 * g, sub, mins, depth, 3);
+            if (take == 1) block(to, w + 64 * g, tokens, at, kc, ws + 16 * g, offset, sub, mins, depth, 1);
+            else if (take == 2) block(to, w + 64 * g, tokens, at, kc, ws + 16 * g, offset, sub, mins, depth, 2);
+            else block(to, w + 64 * g, tokens, at, kc, ws + 16 * g, offset, sub, mins, depth, 3);
         }
     }
 }
@@ -113,14 +118,14 @@ INLINE void panel(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, i
 static void multiply(float *sum, const uint8_t *w, const hd_panel_kind *kind, const hd_panel_tokens *tokens, int32_t n,
                      int32_t kc)
 {
-    if (kind->top <= 15 && kind->sub == 32 && kind->mins) panel(sum, w, tokens, n, kc, 32, 1, 8);
-    else if (kind->top <= 15 && kind->sub == 32) panel(sum, w, tokens, n, kc, 32, 0, 8);
-    else if (kind->top <= 31 && kind->sub == 32 && kind->mins) panel(sum, w, tokens, n, kc, 32, 1, 4);
-    else if (kind->top <= 31 && kind->sub == 32) panel(sum, w, tokens, n, kc, 32, 0, 4);
-    else if (kind->top <= 63 && kind->sub == 16 && !kind->mins) panel(sum, w, tokens, n, kc, 16, 0, 2);
-    else if (kind->sub == 32) panel(sum, w, tokens, n, kc, 32, 0, 0);
-    else if (kind->mins) panel(sum, w, tokens, n, kc, 16, 1, 0);
-    else panel(sum, w, tokens, n, kc, 16, 0, 0);
+    if (kind->top <= 15 && kind->sub == 32 && kind->mins) panel(sum, w, tokens, n, kc, kind->offset, 32, 1, 8);
+    else if (kind->top <= 15 && kind->sub == 32) panel(sum, w, tokens, n, kc, kind->offset, 32, 0, 8);
+    else if (kind->top <= 31 && kind->sub == 32 && kind->mins) panel(sum, w, tokens, n, kc, kind->offset, 32, 1, 4);
+    else if (kind->top <= 31 && kind->sub == 32) panel(sum, w, tokens, n, kc, kind->offset, 32, 0, 4);
+    else if (kind->top <= 63 && kind->sub == 16 && !kind->mins) panel(sum, w, tokens, n, kc, kind->offset, 16, 0, 2);
+    else if (kind->sub == 32) panel(sum, w, tokens, n, kc, kind->offset, 32, 0, 0);
+    else if (kind->mins) panel(sum, w, tokens, n, kc, kind->offset, 16, 1, 0);
+    else panel(sum, w, tokens, n, kc, kind->offset, 16, 0, 0);
 }
 
 #include "gemm_float_wide.h"

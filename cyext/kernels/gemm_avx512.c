@@ -34,18 +34,24 @@ INLINE void dots(__m512i a[][2], const uint8_t *w, const int8_t *const *q, const
     }
 }
 
-INLINE void block(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, int32_t kc, const int sub, const int mins,
-                  const int n)
+INLINE __m512i less(const uint8_t *sums, int32_t taken)
+{
+    return _mm512_madd_epi16(_mm512_set1_epi32(hd_side_sums(sums)), _mm512_set1_epi32(taken));
+}
+
+INLINE void block(float *sum, const uint8_t *w, const hd_panel_kind *kind, const hd_panel_tokens *tokens, int32_t kc,
+                  const int sub, const int mins, const int n)
 {
     const float *ws = (const float *)(const void *)(w + 32 * kc), *wm = ws + 32 * (kc / sub);
-    const int32_t *start = tokens->start;
-    const float *scale = tokens->scale, *lift = tokens->lift;
+    const size_t lifts = tokens->lift, pairs = tokens->sums;
+    const int32_t early = hd_taken(kind->offset, 1, 0), late = hd_taken(kind->offset, 0, 1), both = early | late;
     const int8_t *q[TOKENS];
-    const uint8_t *ahead = tokens->ahead;
+    const uint8_t *side[TOKENS], *ahead = tokens->ahead;
     __m512 total[TOKENS][2];
 #pragma GCC unroll 6
     for (int t = 0; t < n; t++) {
         q[t] = tokens->x[t];
+        side[t] = tokens->side[t];
         total[t][0] = _mm512_load_ps(sum + 32 * t);
         total[t][1] = _mm512_load_ps(sum + 32 * t + 16);
     }
@@ -55,7 +61,8 @@ INLINE void block(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, i
         for (int32_t i = 0; i < tokens->lines; i++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
         if (sub == 16) { /* the first 16 columns, weighed by their scale, wait in floats for the others */
 #pragma GCC unroll 6
-            for (int t = 0; t < n; t++) a[t][0] = a[t][1] = _mm512_set1_epi32(start[t]);
+            for (int t = 0; t < n; t++)
+                a[t][0] = a[t][1] = less(side[t] + pairs, early);
             dots(a, w, q, 0, 4, n);
 #pragma GCC unroll 6
             for (int t = 0; t < n; t++) {
@@ -65,24 +72,22 @@ INLINE void block(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, i
             if (mins)
 #pragma GCC unroll 6
                 for (int t = 0; t < n; t++) {
-                    __m512 l = _mm512_set1_ps(lift[t]);
+                    __m512 l = _mm512_set1_ps(hd_side_float(side[t]) * (float)(int16_t)hd_side_sums(side[t] + pairs));
                     total[t][0] = _mm512_fnmadd_ps(_mm512_load_ps(wm), l, total[t][0]);
                     total[t][1] = _mm512_fnmadd_ps(_mm512_load_ps(wm + 16), l, total[t][1]);
                 }
-            start += n, lift += n, ws += 32, wm += 32;
+            ws += 32, wm += 32;
         }
-        if (sub == 32 && mins) /* types with a minimum have no offset */
 #pragma GCC unroll 6
-            for (int t = 0; t < n; t++) a[t][0] = a[t][1] = _mm512_setzero_si512();
-        else
-#pragma GCC unroll 6
-            for (int t = 0; t < n; t++) a[t][0] = a[t][1] = _mm512_set1_epi32(start[t]);
+        for (int t = 0; t < n; t++)
+            a[t][0] = a[t][1] = sub == 32 && mins ? _mm512_setzero_si512() /* types with such a minimum have no offset */
+                                                  : less(side[t] + pairs, sub == 16 ? late : both);
         if (sub == 16) dots(a, w + 512, q, 16, 4, n);
         else dots(a, w, q, 0, 8, n);
         const __m512 s0 = _mm512_load_ps(ws), s1 = _mm512_load_ps(ws + 16);
 #pragma GCC unroll 6
         for (int t = 0; t < n; t++) {
-            const __m512 d = _mm512_set1_ps(scale[t]);
+            const __m512 d = _mm512_set1_ps(hd_side_float(side[t]));
             __m512 f0 = _mm512_cvtepi32_ps(a[t][0]), f1 = _mm512_cvtepi32_ps(a[t][1]);
             if (sub == 16) {
                 f0 = _mm512_fmadd_ps(f0, s0, first[t][0]);
@@ -97,13 +102,14 @@ INLINE void block(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, i
         if (mins)
 #pragma GCC unroll 6
             for (int t = 0; t < n; t++) {
-                __m512 l = _mm512_set1_ps(lift[t]);
+                __m512 l = sub == 32 ? _mm512_set1_ps(hd_side_float(side[t] + lifts))
+                                     : _mm512_set1_ps(hd_side_float(side[t]) * (float)(hd_side_sums(side[t] + pairs) >> 16));
                 total[t][0] = _mm512_fnmadd_ps(_mm512_load_ps(wm), l, total[t][0]);
                 total[t][1] = _mm512_fnmadd_ps(_mm512_load_ps(wm + 16), l, total[t][1]);
             }
-        start += n, lift += n, ws += 32, wm += 32, scale += n;
+        ws += 32, wm += 32;
 #pragma GCC unroll 6
-        for (int t = 0; t < n; t++) q[t] += 32;
+        for (int t = 0; t < n; t++) q[t] += 32, side[t] += 4;
     }
 #pragma GCC unroll 6
     for (int t = 0; t < n; t++) {
@@ -112,11 +118,12 @@ INLINE void block(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, i
     }
 }
 
-typedef void block_fn(float *sum, const uint8_t *panel, const hd_panel_tokens *tokens, int32_t kc);
-#define BLOCK(sub, mins, n)                                                                                             \
-    static void block_##sub##_##mins##_##n(float *sum, const uint8_t *panel, const hd_panel_tokens *tokens, int32_t kc) \
-    {                                                                                                                   \
-        block(sum, panel, tokens, kc, sub, mins, n);                                                                    \
+typedef void block_fn(float *sum, const uint8_t *panel, const hd_panel_kind *kind, const hd_panel_tokens *tokens, int32_t kc);
+#define BLOCK(sub, mins, n)                                                                                  \
+    static void block_##sub##_##mins##_##n(float *sum, const uint8_t *panel, const hd_panel_kind *kind,      \
+                                           const hd_panel_tokens *tokens, int32_t kc)                        \
+    {                                                                                                        \
+        block(sum, panel, kind, tokens, kc, sub, mins, n);                                                   \
     }
 #define BLOCKS(sub, mins) \
     BLOCK(sub, mins, 1) BLOCK(sub, mins, 2) BLOCK(sub, mins, 3) BLOCK(sub, mins, 4) BLOCK(sub, mins, 5) BLOCK(sub, mins, 6)
@@ -132,7 +139,7 @@ static block_fn *const blocks[2][2][TOKENS] = {{NAMES(32, 0), NAMES(32, 1)}, {NA
 static void multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind, const hd_panel_tokens *tokens,
                      int32_t n, int32_t kc)
 {
-    blocks[kind->sub == 16][kind->mins][n - 1](sum, panel, tokens, kc);
+    blocks[kind->sub == 16][kind->mins][n - 1](sum, panel, kind, tokens, kc);
 }
 
 #include "gemm_float_wide.h"

@@ -24,19 +24,36 @@ typedef struct hd_panel_kind {
     int16_t top;      /* no byte is larger; 255: AVX2 has them signed */
 } hd_panel_kind;
 
-/* What a group of n tokens brings to the multiply, for the columns of a chunk: x[t] the bytes of token t; and for each
- * `sub` columns b: start[b * n + t] = -offset * sum of q, where an integer sum begins; lift[b * n + t] = d * sum of q,
- * which multiplies min; for each 32 columns c: scale[c * n + t] = d. While it works it may ask for `lines` cache lines
- * from `ahead` on, for each 32 columns: bytes of the next panel. */
+/* What a group of n tokens brings to the multiply, for the columns of a chunk: x[t] the bytes of token t; side[t] what
+ * HD_ACT_Q8 keeps with them, four bytes for each 32 columns: d there, d times the sum of q `lift` bytes on, and the two sums
+ * of 16 q (int16) `sums` bytes on. While it works it may ask for `lines` cache lines from `ahead` on, for each 32 columns:
+ * bytes of the next panel. */
 #define HD_GROUP_TOKENS 16
 typedef struct hd_panel_tokens {
     const int8_t *x[HD_GROUP_TOKENS];
-    const int32_t *start;
-    const float *scale, *lift;
+    const uint8_t *side[HD_GROUP_TOKENS];
+    size_t lift, sums;
     const uint8_t *ahead;
     int32_t lines;
     size_t stride;    /* with gathered bytes: token t + 1 lies so far after token t, readable for `width` tokens */
 } hd_panel_tokens;
+
+static inline float hd_side_float(const uint8_t *p)
+{
+    return *(const float *)(const void *)p;
+}
+/* Two sums of 16 columns, the earlier one in the low half. */
+static inline int32_t hd_side_sums(const uint8_t *p)
+{
+    int32_t v;
+    __builtin_memcpy(&v, p, 4);
+    return v;
+}
+/* What multiplies the two sums to take an offset off 16 columns: the first, the second, or both of them. */
+static inline int32_t hd_taken(int16_t offset, int first, int second)
+{
+    return (int32_t)((first ? (uint32_t)(uint16_t)-offset : 0) | (second ? (uint32_t)(uint16_t)-offset << 16 : 0));
+}
 
 /* sum[t][0..31] += panel x token t for n tokens, 1 <= n <= width. */
 typedef void hd_panel_multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind, const hd_panel_tokens *tokens,

@@ -171,8 +171,9 @@ static int group(hd_step *s, const hd_op *op) {
         atomic_fetch_add_explicit(&p->expert_touched[3 * op->layer + 1], (uint64_t)s->n_uses, memory_order_relaxed);
         atomic_fetch_add_explicit(&p->expert_touched[3 * op->layer + 2], (uint64_t)experts, memory_order_relaxed);
     }
-    s->hidden_stride = ((size_t)up->rows + 15) & ~(size_t)15;
-    s->out_stride = ((size_t)down->rows + 15) & ~(size_t)15;
+    /* An odd number of lines from pair to pair: a power of two would put the same columns of all in one set of the cache. */
+    s->hidden_stride = (((size_t)up->rows + 15) & ~(size_t)15) | 16;
+    s->out_stride = (((size_t)down->rows + 15) & ~(size_t)15) | 16;
     hd_act kind = p->kernels->act_for(down->type, n);
     s->packed_stride = kind == HD_ACT_F32 ? 0 : p->kernels->act_bytes(kind, down->cols);
     size_t packed_floats = s->packed_stride / sizeof(float) * (size_t)pairs, packed_have = s->packed_bytes / sizeof(float);
