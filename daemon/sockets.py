@@ -30,7 +30,7 @@ class Socket:
 
     def __init__(self, raw: zmq.Socket[bytes]) -> None:
         self.raw = raw
-        self._fd = raw.getsockopt(zmq.FD)
+        self._fd = int(raw.getsockopt(zmq.FD))
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
 

@@ -33,6 +33,12 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.1  # brakes, trimming, progress
 REFRESH_SECONDS = 1.0  # the ledger
 REFRESH_SHARE = 0.05  # of a core at most: a ledger that costs more is refreshed less often
+IDLE_TICK_SECONDS = 1.0  # while nothing runs, warms or is over the budget
+IDLE_REFRESH_SECONDS = 5.0
+IDLE_REFRESH_SHARE = 0.003
+LONGEST_REFRESH_SECONDS = 15.0
+QUIET_TICKS = 20  # without movement, after which an unfinished plan counts as idle too
+WATCHED_SECONDS = 3.0  # so long after somebody has looked at the ledger it is kept fresh
 HEAT_SAVE_SECONDS = 60.0
 REPLAN_TOKENS = 256.0  # after so many tokens the order by heat is made anew
 
@@ -73,6 +79,9 @@ class Residency:
         self._lock_said = False
         self._asleep = trio.Lock()
         self._recorder: Any = None
+        self._wake = trio.Event()
+        self._watched = 0.0
+        self._quiet = 0
         if engine is not None:
             self.attach(engine)
 
@@ -122,7 +131,24 @@ class Residency:
                 self.warmer.plan(self.budget.bytes)
             if self.keeper.over(self.budget.bytes) > 0:
                 await trio.to_thread.run_sync(self.keeper.trim, self.budget.bytes, self.heat.counts)
-            await trio.sleep(TICK_SECONDS)
+            await self._pause(IDLE_TICK_SECONDS if self._idle() else TICK_SECONDS, TICK_SECONDS)
+
+    def _idle(self) -> bool:
+        """Nothing runs, and nothing is on its way into memory (or has been for a while, where not all can be)."""
+        moving = self._prefilling or self._generating or self._warm_rate > 0
+        moving = moving or any(row["waiting"] for row in self._queue.stats().values())
+        self._quiet = 0 if moving else self._quiet + 1
+        return self._quiet > (0 if self.warmed() else QUIET_TICKS)
+
+    async def _pause(self, seconds: float, least: float) -> None:
+        """Cut short, though not below `least`, when a request comes or somebody looks."""
+        await trio.sleep(least)
+        with trio.move_on_after(seconds - least):
+            await self._wake.wait()
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+        self._wake = trio.Event()
 
     def _count(self) -> None:
         """Tokens, rates, and what they say about the brake."""
@@ -191,8 +217,13 @@ class Residency:
             tokens, self._tokens = self._tokens, 0.0
             await trio.to_thread.run_sync(self.keeper.count_faults, tokens)
             self._say_lock()
-            pause = max(REFRESH_SECONDS, self.ledger.refresh_seconds / REFRESH_SHARE)
-            await trio.sleep(max(0.05, pause - (trio.current_time() - started)))
+            least = max(REFRESH_SECONDS, self.ledger.refresh_seconds / REFRESH_SHARE)
+            pause = max(least, min(self.ledger.refresh_seconds / IDLE_REFRESH_SHARE, LONGEST_REFRESH_SECONDS))
+            pause = max(pause, IDLE_REFRESH_SECONDS)
+            if self._quiet == 0 or tokens or time.monotonic() - self._watched < WATCHED_SECONDS:
+                pause = least
+            spent = trio.current_time() - started
+            await self._pause(max(0.05, pause - spent), max(0.05, least - spent))
 
     def _keep(self) -> None:
         """Once per refresh, in a worker thread: read the budget, lock, map again what has decayed."""
@@ -261,6 +292,7 @@ class Residency:
     def prefill_started(self, tokens: int | None = None) -> None:
         self._prefilling = True
         self.warmer.prefill(True, tokens)
+        self._wake_up()
 
     def prefill_finished(self) -> None:
         self._prefilling = False
@@ -279,6 +311,10 @@ class Residency:
         return int(sum(row["read"] for row in self._queue.stats().values()))
 
     def snapshot(self) -> protocol.ResidencyNow:
+        """As last measured; whoever looks again finds it fresh."""
+        if time.monotonic() - self._watched >= WATCHED_SECONDS:
+            self._wake_up()
+        self._watched = time.monotonic()
         return protocol.ResidencyNow(
             time=self.ledger.measured_at, rows=self.ledger.rows(),
             experts=self.ledger.expert_lines(*self.heat.counts.shape), budget_bytes=self.budget.bytes,
@@ -355,6 +391,7 @@ class Residency:
         self.warmer.asked[admitted] = True
         self.warmer.planned[admitted] = True
         self._queue.submit(SWEEP, admitted)
+        self._wake_up()
         total = int(self.keeper.nbytes[admitted].sum())
         started = trio.current_time()
         while wait:
@@ -383,6 +420,7 @@ class Residency:
         self._queue.cancel(SWEEP)
         freed = await trio.to_thread.run_sync(self.keeper.clear, ids)
         self.warmer.plan(self.budget.bytes)
+        self._wake_up()
         return {"spans": len(ids), "bytes": int(self.keeper.nbytes[ids].sum()), "freed_bytes": freed}
 
     def _unlock(self, ids: NDArray[np.int32]) -> None:
