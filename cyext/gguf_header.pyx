@@ -20,7 +20,7 @@ cdef extern from "sys/mman.h" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int file, int64_t offset)
     int munmap(void *address, size_t length)
     int madvise(void *address, size_t length, int advice)
-    int PROT_READ, MAP_SHARED, MADV_NORMAL
+    int PROT_READ, MAP_SHARED, MADV_NORMAL, MADV_DONTNEED
     void *MAP_FAILED
 
 cdef extern from *:
@@ -145,6 +145,10 @@ cdef class _Map:
 
     cdef str text(self, hd_gguf_text where):
         return PyUnicode_DecodeUTF8(<const char *>self.data + where.at, <Py_ssize_t>where.length, "replace")
+
+    cdef void forget(self) noexcept:
+        """Unmap the pages until the next read: what is mapped twice can neither be evicted nor moved to another node."""
+        madvise(<void *>self.data, self.size, MADV_DONTNEED)
 
     cdef int reread(self, uint64_t start, uint64_t end) except -1:
         """Before a late read: the file may have shrunk since it was parsed."""
@@ -384,6 +388,7 @@ def parse(path):
         return _fill(Header.__new__(Header), held, &found)
     finally:
         hd_gguf_free(&found)
+        held.forget()
 
 
 def tensor_types():

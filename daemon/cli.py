@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     add("--context", type=int, metavar="N", help="tokens of one session (default: 4096)")
     add("--batch", type=int, metavar="N", help="tokens of a prompt per step (default: 512)")
     add("--sessions", type=int, metavar="N", help="answers in progress at a time (default: 4)")
-    add("--numa", choices=["off", "interleave", "distribute", "mirror", "experts"], help="placement (default: off)")
+    add("--numa", choices=["off", "interleave", "distribute", "mirror", "experts", "auto"],
+        help="where weights lie on a machine with several nodes (default: off)")  # fmt: skip
+    add("--mirror-budget", metavar="SIZE|PERCENT", help="of copies on each node for --numa mirror (default: 100%%)")
     add("--drain-seconds", type=float, metavar="S", help="for answers in progress after SIGTERM (default: 3)")
     add("--state-directory", metavar="DIR", help="where heat is kept")
     add("--trace", metavar="FILE", help="record the routing of all tokens (see hearthctl replay)")

@@ -38,7 +38,8 @@ class Config(Struct, kw_only=True, forbid_unknown_fields=True):
     batch: int = 512  # tokens of a prompt per step
     sessions: int = 4  # answers in progress at a time
     queue: int = 64  # requests waiting for their turn, over all clients
-    numa: Literal["off", "interleave", "distribute", "mirror", "experts"] = "off"
+    numa: Literal["off", "interleave", "distribute", "mirror", "experts", "auto"] = "off"
+    mirror_budget: str = "100%"  # of the model's bytes, or a size: what a node may hold in copies
     state_directory: str = ""
     trace: str = ""  # file for the routing of all tokens, for `hearthctl replay`
     drain_seconds: float = 3.0  # what answers in progress get after SIGTERM
@@ -50,17 +51,17 @@ RANGES = {"threads": (0, 4096), "context": (0, 1 << 24), "batch": (1, 8192), "se
           "queue": (1, 65536), "drain_seconds": (0, 3600)}  # fmt: skip
 
 
-def parse_budget(text: str, total: int) -> int | None:
+def parse_budget(text: str, total: int, name: str = "memory_budget") -> int | None:
     """Bytes for `51.2G`, `80%` (of `total` bytes of RAM) or a plain number; None for `auto`. Raises ConfigError."""
     if text == "auto":
         return None
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text):
         if not 0 < (share := float(match[1])) <= 100:
-            raise ConfigError(f"memory_budget: {text} is not between 0 and 100 %")
+            raise ConfigError(f"{name}: {text} is not between 0 and 100 %")
         return int(total * share / 100)
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", text.lower()):
         return int(float(match[1]) * UNITS[match[2]])
-    raise ConfigError(f"memory_budget: {text!r} is neither auto, a size such as 51.2G nor a share such as 80%")
+    raise ConfigError(f"{name}: {text!r} is neither auto, a size such as 51.2G nor a share such as 80%")
 
 
 def read_file(path: str) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def _convert(settings: Mapping[str, Any], source: str, *, strict: bool) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for key, given in settings.items():
-        value = str(given) if key == "memory_budget" and isinstance(given, int) else given
+        value = str(given) if key in ("memory_budget", "mirror_budget") and isinstance(given, int) else given
         try:
             checked[key] = msgspec.convert(value, FIELDS[key].type, strict=strict)
         except msgspec.ValidationError as error:
@@ -109,4 +110,5 @@ def load(
     if not re.fullmatch(r"[\w.@-]{1,64}", config.name):
         raise ConfigError(f"name: {config.name!r} cannot be part of a socket's path")
     parse_budget(config.memory_budget, 1)
+    parse_budget(config.mirror_budget, 1, "mirror_budget")
     return config

@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 from hearthd.cyext.mapping import Mapping
-from hearthd.cyext.populate_queue import PopulateQueue
+from hearthd.cyext.populate_queue import CLASSES, PopulateQueue
 from hearthd.cyext.spans import Spans
 
 from . import protocol, topology
@@ -20,7 +20,8 @@ from .config import Config
 from .model.gguf import ModelError, open_model
 from .model.sampling import Sampler
 from .model.spans import SpanTable
-from .residency import Residency
+from .residency import Residency, numa_audit
+from .residency.placement import Placement, choose
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,21 @@ class Hearth:
         self.model = open_model(config.model)
         self.table = SpanTable.build(self.model)
         self.mapping = Mapping(self.model.paths)
-        self.spans = Spans(
-            self.mapping, self.table.file, self.table.offset, self.table.nbytes, self.table.layer
-        )
-        self.queue = PopulateQueue(self.spans, workers=populate_workers(), piece=PIECE, nice=0)
         self.topology = topology.read()
         self.threads = config.threads or self.topology.threads
+        smallest = int(min(self.table.nbytes[self.table.expert >= 0], default=0))
+        self.numa = choose(config.numa, self.topology, self.threads, nbytes=self.model.nbytes, expert_bytes=smallest)
+        self.spans = Spans(self.mapping, self.table.file, self.table.offset, self.table.nbytes, self.table.layer,
+                           len(self.numa.teams))  # fmt: skip
+        self.queue = PopulateQueue(self.spans, workers=populate_workers(), piece=PIECE, nice=0,
+                                   **self.numa.queue_options(self.topology))  # fmt: skip
+        free = {node.number: node.free for node in self.topology.nodes}
+        placement = Placement(self.numa, self.table, self.mapping, self.spans, self.queue, config.mirror_budget, free)
+        if placement.active:
+            self.queue.pause(range(len(CLASSES)))  # until the engine's teams are known
         self.info = self._info()
         self.residency = Residency(
-            self.model, self.table, self.mapping, self.spans, self.queue, None, config
+            self.model, self.table, self.mapping, self.spans, self.queue, None, config, placement=placement
         )
         self._audit()
 
@@ -84,11 +91,7 @@ class Hearth:
         if self.threads > cores:
             self._warn("threads-over", f"{self.threads} threads on {cores} processors take turns and get slower")
 
-        if config.numa != "off":
-            if len(self.topology.nodes) < 2:
-                self._warn("numa-one-node", f"the machine has one node: numa = {config.numa} has no effect")
-            else:
-                self._warn("numa-not-placed", f"numa = {config.numa} has no effect: pages lie where they were read")
+        self._warnings += numa_audit.audit(config.numa, self.numa, self.topology, self.model.nbytes, info.experts)
 
     def _warn(self, code: str, message: str) -> None:
         self._warnings.append(protocol.Warning_(code=code, message=message))
@@ -146,12 +149,16 @@ class Hearth:
             self.table,
             self.spans,
             self.queue,
-            teams=(self.topology.one_team(self.threads),),
+            teams=self.numa.teams,
+            nodes=self.numa.memory,
             context=self.info.context,
             sequences=self._config.sessions,
             batch=self._config.batch,
             isa=os.environ.get("HEARTHD_ISA") or None,
         )
+        self.residency.place(self.engine)
+        if self.numa.exact:
+            self.queue.resume()
 
     # -- what the service asks ---------------------------------------------------------------------------------------
 
@@ -185,7 +192,8 @@ class Hearth:
             "context": self.info.context,
             "batch": config.batch,
             "sessions": config.sessions,
-            "numa": config.numa,
+            "numa": self.numa.mode,
+            **({"numa_reason": self.numa.reason} if self.numa.reason else {}),
         }
 
     async def residency_by(self, by: str) -> dict[str, Any]:
@@ -229,6 +237,8 @@ class Hearth:
         if self.engine is not None:
             self.engine.close()
         self.queue.close()
+        if self.residency.placement is not None:
+            self.residency.placement.close()
         self.mapping.close()
 
 

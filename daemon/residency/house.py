@@ -24,6 +24,7 @@ from .budget import Budgeter
 from .heat import Heat, heat_path
 from .keeper import Keeper
 from .ledger import Ledger
+from .placement import Placement
 from .selection import select_spans
 from .text import gib
 from .warmer import Warmer
@@ -50,7 +51,8 @@ class Residency:
     """
 
     def __init__(self, model: Any, table: Any, mapping: Any, spans: Any, queue: Any, engine: Any, options: Any,
-                 budgeter: Budgeter | None = None) -> None:  # fmt: skip
+                 budgeter: Budgeter | None = None, placement: Placement | None = None) -> None:  # fmt: skip
+        self.placement = placement
         self._model, self._table, self._mapping, self._spans, self._queue = model, table, mapping, spans, queue
         self._engine: Any = None
         self._options = options
@@ -62,6 +64,7 @@ class Residency:
         self.budget = self.budgeter.read()
         self.warmer = Warmer(table, spans, queue, self.heat, options.experts, options.warm)
         self.keeper = Keeper(mapping, spans, queue, table, self.ledger)
+        self.keeper.by_queue = placement is not None and placement.active
         self.warnings = audit(model, table, mapping, options, self.budget.bytes)
         self.census = census(table)
         self.state = "mapped"
@@ -84,6 +87,13 @@ class Residency:
         self._quiet = 0
         if engine is not None:
             self.attach(engine)
+
+    def place(self, engine: Any) -> None:
+        """Divide the model between the engine's teams, by earlier runs' heat. Blocks; before anything is populated."""
+        if self.placement is not None:
+            self._load_heat()
+            self.placement.attach(engine, self.heat.counts)
+            self.warnings += self.placement.warnings
 
     def attach(self, engine: Any) -> None:
         """The engine whose routing is counted from now on, and recorded when --trace names a file."""
@@ -117,6 +127,8 @@ class Residency:
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._refresh)
                 nursery.start_soon(self._save_heat)
+                if self.placement is not None and len(self.placement.choice.teams) > 1:
+                    nursery.start_soon(self._follow_placement)
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self.save)
@@ -261,9 +273,25 @@ class Residency:
             self.warnings.append(protocol.Warning_(code="mlock-limit", message=self.keeper.lock_short))
             self._say("mlock-limit", self.keeper.lock_short, "warning")
 
+    async def _follow_placement(self) -> None:
+        """Copies, a look at where pages lie, and what follows from it."""
+        placement = self.placement
+        assert placement is not None
+        while True:
+            left = await trio.to_thread.run_sync(placement.copy_ready)
+            if not self._prefilling and await trio.to_thread.run_sync(placement.look):
+                await trio.to_thread.run_sync(placement.repair)
+                even = not self.heat.verdict()[0]
+                done = await trio.to_thread.run_sync(placement.follow, self.heat.counts, even)
+                if done:
+                    self._say("numa", done)
+            await trio.sleep(TICK_SECONDS if left else 1.0)
+
     # -- heat --------------------------------------------------------------------------------------------------------
 
     def _load_heat(self) -> None:
+        if self._heat_path is not None:
+            return
         if not self.heat.counts.size:
             self._heat_source = "no experts"
             return
@@ -316,7 +344,7 @@ class Residency:
             self._wake_up()
         self._watched = time.monotonic()
         return protocol.ResidencyNow(
-            time=self.ledger.measured_at, rows=self.ledger.rows(),
+            time=self.ledger.measured_at, rows=(self.placement and self.placement.last_rows) or self.ledger.rows(),
             experts=self.ledger.expert_lines(*self.heat.counts.shape), budget_bytes=self.budget.bytes,
             unknown_reason=self.ledger.unknown_reason, refresh_seconds=self.ledger.refresh_seconds,
         )  # fmt: skip
@@ -331,6 +359,7 @@ class Residency:
             "populated_bytes": int(sum(row["read"] for row in queue.values())), "populate_rate": self._warm_rate,
             "faults_minor_per_token": self.keeper.minor_per_token,
             "faults_major_per_token": self.keeper.major_per_token,
+            "local_share": self.placement.last_shares if self.placement is not None else [],
         }  # fmt: skip
 
     def status(self) -> dict[str, Any]:
@@ -450,6 +479,8 @@ class Residency:
 
     def _rows_by(self, by: str) -> dict[str, Any]:
         ledger = self.ledger
+        if by == "node" and self.placement is not None:
+            return {"by": by, "rows": self.placement.by_node(), "unknown_reason": ledger.unknown_reason}
         keys: NDArray[Any]
         name: Callable[[Any], str]
         if by == "layer":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hearthd.cyext.populate_queue import SWEEP
 from hearthd.cyext.spans import ABSENT, FAILED, READY
 from numpy.typing import NDArray
 
@@ -31,6 +32,7 @@ class Keeper:
         self._place = np.lexsort((table.offset, table.file)).argsort()
         self.pinned = np.zeros(len(self.nbytes), dtype=bool)
         self.recent: NDArray[np.float64] | None = None
+        self.by_queue = False  # only the populate workers know on which node a page belongs
         self.remapped_bytes = 0
         self.given_back_bytes = 0
         self.lock_short = ""
@@ -100,6 +102,12 @@ class Keeper:
         lost = lost[np.argsort(self.expert[lost] >= 0, kind="stable")]  # dense first
         back = lost[np.cumsum(self.nbytes[lost]) <= room]
         gone = np.setdiff1d(lost, back)
+        if self.by_queue:
+            again = np.concatenate((ids[keep], back)).astype(np.int32)
+            self.remapped_bytes += int(self.nbytes[again].sum())
+            forgotten = self._queue.forget(np.concatenate((again, gone)).astype(np.int32))
+            self._queue.submit(SWEEP, again)
+            return int(self.nbytes[again].sum()), max(0, forgotten - len(again))
         for begin, end, members in self._runs(np.concatenate((ids[keep], back))):
             try:
                 self._mapping.populate(int(self.file[members[0]]), begin, end - begin, 0.75)

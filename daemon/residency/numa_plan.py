@@ -1,6 +1,6 @@
 """Who reads which bytes: segments per team, the owner of every page, experts by node, what a mirror holds.
 
-A segment is a byte range of a file that one team's threads read. Only arithmetic on plain arrays: nothing is moved here.
+A segment is a byte range of a file that one team's threads read. Arithmetic on plain arrays: nothing is moved.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Segments:
 
 
 def row_segments(table: Any, program: Any) -> Segments:
-    """Every span divided by rows as the program's teams read it (by heads where that is how it is read). What no product
+    """Every span divided by rows as the program's teams read it (by heads where it is read so). What no product
     reads (norms, biases) is team 0's; an embedding that is only looked up is divided evenly."""
     teams = len(program.team_share(1))
     offset = np.asarray(table.offset, np.int64)
