@@ -81,11 +81,12 @@ cdef extern from "steps/step.h" nogil:
     ctypedef struct hd_trace:
         int32_t *records
         int64_t used, capacity
-    ctypedef struct hd_lookahead:
+    ctypedef struct hd_guess:
         int32_t layer
-        uint64_t step
         uint8_t *guessed
         uint8_t *asked
+    ctypedef struct hd_lookahead:
+        hd_guess *guess
         uint64_t n_guessed, n_right, n_used, read_bytes, wasted_bytes
         int32_t read, every
     ctypedef struct hd_program:
@@ -493,10 +494,11 @@ cdef class Program:
             raise MemoryError("step")
         self.step.stop = <void *>&self.stop_flag
         self.step.layer = <void *>&self.layer_now
-        self.ahead.layer = -1
         self.ahead.every = 16
-        self.ahead.guessed = <uint8_t *>calloc(max(p.n_experts, 1), 1)
-        self.ahead.asked = <uint8_t *>calloc(max(p.n_experts, 1), 1)
+        for k in range(2):
+            self.ahead.guess[k].layer = -1
+            self.ahead.guess[k].guessed = <uint8_t *>calloc(max(p.n_experts, 1), 1)
+            self.ahead.guess[k].asked = <uint8_t *>calloc(max(p.n_experts, 1), 1)
         self.step.lookahead = &self.ahead
 
     @property
@@ -638,5 +640,6 @@ cdef class Program:
         free(self.p.streams)
         free(self.p.ropes)
         free(self.p.ops)
-        free(self.ahead.guessed)
-        free(self.ahead.asked)
+        for k in range(2):
+            free(self.ahead.guess[k].guessed)
+            free(self.ahead.guess[k].asked)

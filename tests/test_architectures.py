@@ -54,3 +54,16 @@ def test_deferred_experts_change_no_token(arch):
             expected, _ = logits_of(engine, tokens)
         with Opened(folder / fact["file"], deferred=True) as engine:
             assert np.array_equal(logits_of(engine, tokens)[0], expected), name
+
+
+def test_every_router_is_looked_ahead_to(arch):
+    folder, facts, exact = arch
+    for name, fact in facts.items():
+        with Opened(folder / fact["file"]) as engine:
+            h = engine.hyper
+            layers = h.n_layer - h.more.get("dense", 0) if h.n_expert else 0
+            engine.set_lookahead(False, 1)
+            logits_of(engine, exact[f"{SHARES_REFERENCE.get(name, name)}/tokens"].astype(np.int32), 1)
+            counts = engine.lookahead
+            expected = 40 * max(layers - 1, 0) * h.n_expert_used
+            assert counts["used"] == counts["guessed"] == expected, name

@@ -17,6 +17,9 @@ static void logits_item(hd_step *s, hd_worker *w, const hd_item *item) {
     hd_product product = {.type = m->type, .act = HD_ACT_F32, .w = hd_weight_at(p, m, 0, w->team), .row_bytes = m->row_bytes,
                           .k = m->cols, .n = s->n, .x = x, .out = out};
     p->kernels->product(&product, item->r0, item->r1, hd_worker_scratch(w, p->kernels->product_scratch(&product)));
+    const float *bias = hd_vector(s, op, 6);
+    for (int32_t t = 0; bias && t < s->n; t++)
+        for (int32_t r = item->r0; r < item->r1; r++) out[t][r] += bias[r];
 }
 
 static void guess(hd_step *s, const hd_op *op) {
@@ -24,29 +27,32 @@ static void guess(hd_step *s, const hd_op *op) {
     hd_lookahead *a = s->lookahead;
     int32_t chosen[64], used = op->i[0] < 64 ? op->i[0] : 64;
     float weights[64];
-    memset(a->guessed, 0, (size_t)p->n_experts);
-    memset(a->asked, 0, (size_t)p->n_experts);
+    a->latest ^= 1;
+    hd_guess *g = &a->guess[a->latest];
+    memset(g->guessed, 0, (size_t)p->n_experts);
+    memset(g->asked, 0, (size_t)p->n_experts);
     for (int32_t r = 0; r < s->n; r++) {
         hd_choose(hd_row(s, op->out[1], r), hd_vector(s, op, 2), p->n_experts, op, chosen, weights, s->work);
-        for (int32_t k = 0; k < used; k++) a->guessed[chosen[k]] = 1;
+        for (int32_t k = 0; k < used; k++) g->guessed[chosen[k]] = 1;
     }
-    a->layer = op->i[5];
-    a->step = s->number;
+    g->layer = op->i[5];
+    g->step = s->number;
     if (!a->read || !p->queue || !hd_queue_idle(p->queue)) return;
     for (int32_t e = 0; e < p->n_experts; e++) {
-        if (!a->guessed[e]) continue;
+        if (!g->guessed[e]) continue;
         for (int32_t which = 3; which < 6; which++) {
             if (op->w[which] < 0) continue;
             int32_t span = p->weights[op->w[which]].spans[e];
             if (atomic_load(&p->spans->state[span]) == HD_READY) continue;
             hd_queue_submit(p->queue, HD_LOOKAHEAD, &span, 1);
-            a->asked[e] = 1;
+            g->asked[e] = 1;
             a->read_bytes += p->spans->nbytes[span];
         }
     }
 }
 
-/* in0: this layer's state; w0 norm and w1 router (w2 bias) of layer i5, w3 to w5 its experts; i0 to i4, f0 as for route,
+/* in0: this layer's state; w0 norm and w1 router (w2 bias of the choice, w6
+ * of the logits) of layer i5, w3 to w5 its experts; i0 to i4, f0 as for route,
  * f1 epsilon; out0, out1: scratch for the normed state and the logits. Only for a few rows: a prefill uses nearly all. */
 int hd_op_lookahead(hd_step *s, const hd_op *op, int32_t stage) {
     const hd_program *p = s->p;
@@ -74,18 +80,22 @@ int hd_op_lookahead(hd_step *s, const hd_op *op, int32_t stage) {
 
 void hd_lookahead_check(hd_step *s, const hd_op *op) {
     hd_lookahead *a = s->lookahead;
-    if (!a || a->layer != op->layer || a->step != s->number) return;
-    for (int32_t u = 0; u < s->n_uses; u++) {
-        int32_t e = s->uses[u].expert;
-        a->n_used++;
-        if (a->guessed[e]) a->n_right++;
-        a->asked[e] = 0;
+    if (!a) return;
+    for (int32_t k = 0; k < 2; k++) {
+        hd_guess *g = &a->guess[k];
+        if (g->layer != op->layer || g->step != s->number) continue;
+        for (int32_t u = 0; u < s->n_uses; u++) {
+            int32_t e = s->uses[u].expert;
+            a->n_used++;
+            a->n_right += g->guessed[e];
+            g->asked[e] = 0;
+        }
+        for (int32_t e = 0; e < s->p->n_experts; e++) {
+            a->n_guessed += g->guessed[e];
+            if (g->asked[e])
+                for (int32_t which = 0; which < 3; which++)
+                    if (op->w[which] >= 0) a->wasted_bytes += s->p->spans->nbytes[s->p->weights[op->w[which]].spans[e]];
+        }
+        g->layer = -1;
     }
-    for (int32_t e = 0; e < s->p->n_experts; e++) {
-        a->n_guessed += a->guessed[e];
-        if (a->asked[e])
-            for (int32_t which = 0; which < 3; which++)
-                if (op->w[which] >= 0) a->wasted_bytes += s->p->spans->nbytes[s->p->weights[op->w[which]].spans[e]];
-    }
-    a->layer = -1;
 }

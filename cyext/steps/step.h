@@ -102,10 +102,16 @@ enum hd_split { HD_SPLIT_NONE = 0, HD_SPLIT_ROWS = 1, HD_SPLIT_EXPERTS = 2 };
 typedef struct hd_trace { int32_t *records; int64_t used, capacity; } hd_trace;
 
 #define HD_LOOKAHEAD_ROWS 4
-typedef struct hd_lookahead {
-    int32_t layer;                                         /* the guess is for this layer of this step; -1 none */
+/* A guess for one layer of one step. Two are alive at a time: the one for this layer, which its experts have not confirmed
+ * yet, and the one for the next. */
+typedef struct hd_guess {
+    int32_t layer;                                         /* -1: none */
     uint64_t step;
     uint8_t *guessed, *asked;                              /* [n_experts] guessed; of them asked of the queue */
+} hd_guess;
+typedef struct hd_lookahead {
+    hd_guess guess[2];                                     /* even and odd layers among those with experts */
+    int32_t latest;
     uint64_t n_guessed, n_right, n_used;                   /* experts guessed; of them used; used at all: since the start */
     uint64_t read_bytes, wasted_bytes;                     /* asked of the queue on a guess; of them not used */
     int32_t read;                                          /* policy: 1 submits guesses to the queue */

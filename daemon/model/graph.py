@@ -485,7 +485,7 @@ class Graph:
                 here.layer,
                 [state],
                 [normed, logits],
-                weights=[norm.weights[0], matmul.weights[0], after.weights[0], *use.weights[:3]],
+                weights=[norm.weights[0], matmul.weights[0], after.weights[0], *use.weights[:3], *matmul.weights[4:5]],
                 ints=[*after.ints, after.layer],
                 floats=[after.floats[0], norm.floats[0]],
             )
@@ -524,7 +524,7 @@ class Graph:
 def _router(route: _Call) -> tuple[_Call, _Call] | None:
     """The norm and the matmul that made a route's logits."""
     matmul = route.ins[0].made_by if route.ins[0] else None
-    if matmul is None or matmul.kind != "matmul" or len(matmul.outs) != 1 or matmul.weights[4:]:
+    if matmul is None or matmul.kind != "matmul" or len(matmul.outs) != 1:
         return None
     norm = matmul.ins[0].made_by if matmul.ins[0] else None
     if norm is None or norm.kind != "norm" or norm.changes:
