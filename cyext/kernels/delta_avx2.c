@@ -1,3 +1,2 @@
-#include "delta_body.h"
-
-void hd_delta_avx2(const hd_delta *d) { delta(d); }
+/* The gated delta rule with AVX2. */
+#include "delta_wide.h"

@@ -1,3 +1,2 @@
-#include "delta_body.h"
-
-void hd_delta_avx512(const hd_delta *d) { delta(d); }
+/* The gated delta rule with AVX-512. */
+#include "delta_wide.h"

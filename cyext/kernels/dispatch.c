@@ -53,6 +53,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 #define VECTORS(t, isa)                                                                              \
     ((t)->rms_norm = hd_rms_norm_##isa, (t)->silu_mul = hd_silu_mul_##isa, (t)->softmax = hd_softmax_##isa, \
+     (t)->activate = hd_activate_##isa, (t)->convolve = hd_convolve_##isa,                           \
      (t)->add = hd_add_##isa, (t)->axpy = hd_axpy_##isa, (t)->to_f16 = hd_to_f16_##isa,              \
      (t)->to_f32 = hd_to_f32_##isa, (t)->rope = hd_rope_##isa)
 #define ATTEND(t, isa) ((t)->attend = hd_attend_##isa, (t)->attend_scratch = hd_attend_scratch_##isa)

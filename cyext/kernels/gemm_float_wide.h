@@ -1,9 +1,10 @@
-/* Products of float weights (F32, F16, BF16) with float activations for many tokens, once over lanes.h: a panel of 32 rows
- * is turned to [columns][32] f32, then multiplied in register blocks. Nothing is rounded but the sums. Owned by the file
+/* Products of any weights with float activations for many tokens, once over lanes.h: a panel of 32 rows is turned to
+ * [columns][32] f32, quantised types by their unpackers, then multiplied in register blocks. Nothing is rounded but the sums. Owned by the file
  * that includes it, gemm_avx2.c or gemm_avx512.c. */
 #include "lanes.h"
+#include "product.h"
 
-#define FLOAT_CHUNK 256
+#define FLOAT_CHUNK 256 /* whole blocks of every type */
 #define FLOAT_TOKENS (HD_LANES == 16 ? 6 : 3)
 #define FLOAT_VECTORS (32 / HD_LANES)
 
@@ -35,21 +36,31 @@ static inline vf floats_at(const uint8_t *row, int64_t i, int32_t type)
 #endif
 }
 
-/* panel[c][r] = row r, column k0 + c; rows from `rows` on are zero. */
-static void float_panel(float *panel, const hd_product *p, int64_t r, int32_t rows, int64_t k0, int32_t kc)
+static int is_float(int32_t type) { return type == HD_F32 || type == HD_F16 || type == HD_BF16; }
+
+/* panel[c][r] = row r, column k0 + c; rows from `rows` on are zero. `unpacked`: room for 32 rows of a chunk. */
+static void float_panel(float *panel, const hd_product *p, int64_t r, int32_t rows, int64_t k0, int32_t kc, float *unpacked)
 {
+    const uint8_t *w = p->w + (size_t)r * p->row_bytes;
+    size_t row_bytes = p->row_bytes;
+    int32_t type = p->type;
+    if (!is_float(type)) {
+        w += (size_t)(k0 / hd_types[type].block) * (size_t)hd_types[type].bytes;
+        for (int32_t i = 0; i < rows; i++, w += row_bytes) HD_ISA(hd_unpackers)[type](w, unpacked + i * FLOAT_CHUNK, kc);
+        w = (const uint8_t *)unpacked, row_bytes = FLOAT_CHUNK * sizeof(float), type = HD_F32, k0 = 0;
+    }
     for (int32_t g = 0; g < 32; g += HD_LANES) {
         int32_t c = 0;
         for (; c + HD_LANES <= kc; c += HD_LANES) {
             vf v[HD_LANES];
             for (int i = 0; i < HD_LANES; i++)
-                v[i] = g + i < rows ? floats_at(p->w + (size_t)(r + g + i) * p->row_bytes, k0 + c, p->type) : v_zero();
+                v[i] = g + i < rows ? floats_at(w + (size_t)(g + i) * row_bytes, k0 + c, type) : v_zero();
             v_transpose(v);
             for (int i = 0; i < HD_LANES; i++) v_store(panel + (c + i) * 32 + g, v[i]);
         }
         for (; c < kc; c++)
             for (int i = 0; i < HD_LANES; i++)
-                panel[c * 32 + g + i] = g + i < rows ? float_at(p->w + (size_t)(r + g + i) * p->row_bytes, k0 + c, p->type) : 0;
+                panel[c * 32 + g + i] = g + i < rows ? float_at(w + (size_t)(g + i) * row_bytes, k0 + c, type) : 0;
     }
 }
 
@@ -79,20 +90,20 @@ INLINE void float_block(float *sum, const float *panel, const float *const *x, i
 
 static int takes_float(const hd_product *p)
 {
-    return p->act == HD_ACT_F32 && (p->type == HD_F32 || p->type == HD_F16 || p->type == HD_BF16);
+    return p->act == HD_ACT_F32 && HD_ISA(hd_unpackers)[p->type];
 }
 
-static size_t float_scratch(const hd_product *p) { return FLOAT_CHUNK * 128 + (size_t)p->n * 128; }
+static size_t float_scratch(const hd_product *p) { return 2 * FLOAT_CHUNK * 128 + (size_t)p->n * 128; }
 
 static void float_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 {
-    float *panel = scratch, *sum = panel + FLOAT_CHUNK * 32;
+    float *panel = scratch, *unpacked = panel + FLOAT_CHUNK * 32, *sum = unpacked + FLOAT_CHUNK * 32;
     for (int64_t r = r0; r < r1; r += HD_GEMM_PANEL) {
         const int32_t rows = r1 - r < HD_GEMM_PANEL ? (int32_t)(r1 - r) : HD_GEMM_PANEL;
         memset(sum, 0, (size_t)p->n * 128);
         for (int64_t k0 = 0; k0 < p->k; k0 += FLOAT_CHUNK) {
             const int32_t kc = p->k - k0 < FLOAT_CHUNK ? (int32_t)(p->k - k0) : FLOAT_CHUNK;
-            float_panel(panel, p, r, rows, k0, kc);
+            float_panel(panel, p, r, rows, k0, kc, unpacked);
             for (int32_t t = 0, n; t < p->n; t += n) {
                 const float *x[FLOAT_TOKENS];
                 n = p->n - t < FLOAT_TOKENS ? p->n - t : FLOAT_TOKENS;

@@ -44,6 +44,9 @@ typedef struct hd_attend {
     const float *sinks;                /* [group] extra logit that only adds to the denominator, or NULL */
 } hd_attend;
 
+enum hd_activation { HD_SILU = 0, HD_SWIGLU_OAI = 1, HD_SWIGLU_LIMIT = 2, HD_GELU = 3, HD_SIGMOID_GATE = 4, HD_SIGMOID = 5,
+                     HD_SILU_ONLY = 6 };
+
 typedef struct hd_kernels {
     const char *name;                  /* "c", "avx2", "avx512", "avx512bf16", "amx" */
     int32_t panel;                     /* callers share rows out in multiples of this (the last chunk may be short) */
@@ -67,6 +70,10 @@ typedef struct hd_kernels {
     /* --- vectors of n floats --- */
     void (*rms_norm)(float *out, const float *x, const float *weight, int64_t n, float eps);  /* weight may be NULL */
     void (*silu_mul)(float *out, const float *gate, const float *up, int64_t n);              /* silu(gate) * up */
+    /* out = kind (enum hd_activation) of gate and up; formulas in vector_c.c. */
+    void (*activate)(int32_t kind, float limit, float alpha, float *out, const float *gate, const float *up, int64_t n);
+    /* out[c] = silu(sum over taps k of weight[k][c] * x[k][c]) with weight [taps][n]. */
+    void (*convolve)(float *out, const float *const *x, const float *weight, int32_t taps, int64_t n);
     void (*softmax)(float *x, int64_t n);
     void (*add)(float *out, const float *a, const float *b, int64_t n);
     void (*axpy)(float *out, float a, const float *x, int64_t n);                             /* out += a * x */

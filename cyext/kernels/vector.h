@@ -6,6 +6,9 @@
 #define HD_VECTOR_SET(isa)                                                                                  \
     void hd_rms_norm_##isa(float *out, const float *x, const float *weight, int64_t n, float eps);          \
     void hd_silu_mul_##isa(float *out, const float *gate, const float *up, int64_t n);                      \
+    void hd_activate_##isa(int32_t kind, float limit, float alpha, float *out, const float *gate,           \
+                           const float *up, int64_t n);                                                     \
+    void hd_convolve_##isa(float *out, const float *const *x, const float *weight, int32_t taps, int64_t n); \
     void hd_softmax_##isa(float *x, int64_t n);                                                             \
     void hd_add_##isa(float *out, const float *a, const float *b, int64_t n);                               \
     void hd_axpy_##isa(float *out, float a, const float *x, int64_t n);                                     \

@@ -21,6 +21,55 @@ void hd_silu_mul_c(float *out, const float *gate, const float *up, int64_t n)
     for (int64_t i = 0; i < n; i++) out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
 
+void hd_activate_c(int32_t kind, float limit, float alpha, float *out, const float *gate, const float *up, int64_t n)
+{
+    switch (kind) {
+    case HD_SILU:
+        hd_silu_mul_c(out, gate, up, n);
+        return;
+    case HD_SWIGLU_OAI:
+        /* gpt-oss: x * sigmoid(alpha x) * (y + 1), x <= limit, |y| <= limit (openai/gpt-oss, torch/model.py) */
+        for (int64_t j = 0; j < n; j++) {
+            float x = gate[j] < limit ? gate[j] : limit;
+            float y = up[j] < -limit ? -limit : up[j] > limit ? limit : up[j];
+            out[j] = x / (1.0f + expf(-alpha * x)) * (y + 1.0f);
+        }
+        return;
+    case HD_SWIGLU_LIMIT:
+        /* Step 3.5: min(silu(gate), limit) * clamp(up, +-limit) */
+        for (int64_t j = 0; j < n; j++) {
+            float x = gate[j] / (1.0f + expf(-gate[j]));
+            float y = up[j] < -limit ? -limit : up[j] > limit ? limit : up[j];
+            out[j] = (x < limit ? x : limit) * y;
+        }
+        return;
+    case HD_SIGMOID_GATE:
+        for (int64_t j = 0; j < n; j++) out[j] = up[j] / (1.0f + expf(-gate[j]));
+        return;
+    case HD_SIGMOID:
+        for (int64_t j = 0; j < n; j++) out[j] = 1.0f / (1.0f + expf(-gate[j]));
+        return;
+    case HD_SILU_ONLY:
+        for (int64_t j = 0; j < n; j++) out[j] = gate[j] / (1.0f + expf(-gate[j]));
+        return;
+    default:
+        /* tanh form of GELU, times up (Hendrycks and Gimpel 2016) */
+        for (int64_t j = 0; j < n; j++) {
+            float x = gate[j];
+            out[j] = 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x))) * up[j];
+        }
+    }
+}
+
+void hd_convolve_c(float *out, const float *const *x, const float *weight, int32_t taps, int64_t n)
+{
+    for (int64_t c = 0; c < n; c++) {
+        float sum = weight[(taps - 1) * n + c] * x[taps - 1][c];
+        for (int32_t k = 0; k < taps - 1; k++) sum += weight[k * n + c] * x[k][c];
+        out[c] = sum / (1.0f + expf(-sum));
+    }
+}
+
 void hd_softmax_c(float *x, int64_t n)
 {
     float top = -INFINITY;

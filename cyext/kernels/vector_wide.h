@@ -58,6 +58,68 @@ void HD_ISA(hd_silu_mul)(float *out, const float *gate, const float *up, int64_t
     if (i < n) v_store_some(out + i, v_silu_mul(v_load_some(gate + i, n - i, 0), v_load_some(up + i, n - i, 0)), n - i);
 }
 
+static inline vf v_sigmoid(vf x)
+{
+    return v_div(v_all(1.0f), v_add(v_all(1.0f), v_exp(v_sub(v_zero(), x))));
+}
+
+static inline vf v_limit(vf x, float limit) { return v_max(v_all(-limit), v_min(v_all(limit), x)); }
+
+static inline vf v_activate(int32_t kind, float limit, float alpha, vf gate, vf up)
+{
+    switch (kind) {
+    case HD_SILU: return v_silu_mul(gate, up);
+    case HD_SWIGLU_OAI: {
+        vf x = v_min(v_all(limit), gate);
+        return v_mul(v_mul(x, v_sigmoid(v_mul(v_all(alpha), x))), v_add(v_limit(up, limit), v_all(1.0f)));
+    }
+    case HD_SWIGLU_LIMIT: return v_mul(v_min(v_all(limit), v_mul(gate, v_sigmoid(gate))), v_limit(up, limit));
+    case HD_SIGMOID_GATE: return v_mul(up, v_sigmoid(gate));
+    case HD_SIGMOID: return v_sigmoid(gate);
+    case HD_SILU_ONLY: return v_mul(gate, v_sigmoid(gate));
+    default: { /* x (1 + tanh(y)) / 2 = x sigmoid(2 y) */
+        vf y = v_mul(gate, v_fma(v_mul(v_all(0.044715f), gate), gate, v_all(1.0f)));
+        return v_mul(v_mul(gate, v_sigmoid(v_mul(v_all(2 * 0.7978845608f), y))), up);
+    }
+    }
+}
+
+static inline __attribute__((always_inline)) void activate_all(const int32_t kind, float limit, float alpha, float *out,
+                                                               const float *gate, const float *up, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + HD_LANES <= n; i += HD_LANES) v_store(out + i, v_activate(kind, limit, alpha, v_load(gate + i), v_load(up + i)));
+    if (i < n)
+        v_store_some(out + i, v_activate(kind, limit, alpha, v_load_some(gate + i, n - i, 0), v_load_some(up + i, n - i, 0)), n - i);
+}
+
+void HD_ISA(hd_activate)(int32_t kind, float limit, float alpha, float *out, const float *gate, const float *up, int64_t n)
+{
+    switch (kind) {
+    case HD_SILU: activate_all(HD_SILU, limit, alpha, out, gate, up, n); return;
+    case HD_SWIGLU_OAI: activate_all(HD_SWIGLU_OAI, limit, alpha, out, gate, up, n); return;
+    case HD_SWIGLU_LIMIT: activate_all(HD_SWIGLU_LIMIT, limit, alpha, out, gate, up, n); return;
+    case HD_SIGMOID_GATE: activate_all(HD_SIGMOID_GATE, limit, alpha, out, gate, up, n); return;
+    case HD_SIGMOID: activate_all(HD_SIGMOID, limit, alpha, out, gate, up, n); return;
+    case HD_SILU_ONLY: activate_all(HD_SILU_ONLY, limit, alpha, out, gate, up, n); return;
+    default: activate_all(HD_GELU, limit, alpha, out, gate, up, n);
+    }
+}
+
+void HD_ISA(hd_convolve)(float *out, const float *const *x, const float *weight, int32_t taps, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += HD_LANES) {
+        const int64_t left = n - i < HD_LANES ? n - i : HD_LANES;
+        vf sum = v_zero();
+        for (int32_t k = 0; k < taps; k++)
+            sum = left == HD_LANES ? v_fma(v_load(weight + k * n + i), v_load(x[k] + i), sum)
+                                   : v_fma(v_load_some(weight + k * n + i, left, 0), v_load_some(x[k] + i, left, 0), sum);
+        sum = v_mul(sum, v_sigmoid(sum));
+        if (left == HD_LANES) v_store(out + i, sum);
+        else v_store_some(out + i, sum, left);
+    }
+}
+
 void HD_ISA(hd_softmax)(float *x, int64_t n)
 {
     const float low = -__builtin_inff();

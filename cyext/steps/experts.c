@@ -298,12 +298,12 @@ static void up_item(hd_step *s, hd_worker *w, const hd_item *item) {
         run_product(s, w, gate, use->expert, tokens, x, gated, item->r0, item->r1);
         add_bias(s, op, GATE_BIAS, use->expert, tokens, gated, item->r0, item->r1);
         for (int32_t t = 0; t < tokens; t++)
-            hd_activate(s->p->kernels, op->i[1], op->f[0], op->f[1], hidden[t] + item->r0, gated[t] + item->r0,
-                        hidden[t] + item->r0, item->r1 - item->r0);
+            s->p->kernels->activate(op->i[1], op->f[0], op->f[1], hidden[t] + item->r0, gated[t] + item->r0,
+                                    hidden[t] + item->r0, item->r1 - item->r0);
     } else {
         for (int32_t t = 0; t < tokens; t++)
-            hd_activate(s->p->kernels, op->i[1], op->f[0], op->f[1], hidden[t] + item->r0, hidden[t] + item->r0,
-                        hidden[t] + item->r0, item->r1 - item->r0);
+            s->p->kernels->activate(op->i[1], op->f[0], op->f[1], hidden[t] + item->r0, hidden[t] + item->r0,
+                                    hidden[t] + item->r0, item->r1 - item->r0);
     }
 }
 

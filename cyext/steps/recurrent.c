@@ -18,24 +18,27 @@ static int32_t run_end(const hd_step *s, int32_t row) {
 }
 
 static void convolve_item(hd_step *s, hd_worker *w, const hd_item *item) {
-    (void)w;
     const hd_op *op = OP(s);
-    int32_t taps = op->i[0], offset = op->i[1], channels = s->p->buffers[op->in[0]].width;
-    const float *weight = hd_vector(s, op, 0);   /* [channels][taps], the last tap is the row itself */
-    float *state = state_at(s, item->what, offset);   /* [taps - 1][channels], oldest first */
-    int32_t end = run_end(s, item->what);
-    for (int32_t r = item->what; r < end; r++) {
-        const float *x = hd_row(s, op->in[0], r);
-        float *out = hd_row(s, op->out[0], r);
-        for (int32_t c = item->r0; c < item->r1; c++) {
-            const float *tap = weight + (size_t)c * taps;
-            float sum = tap[taps - 1] * x[c];
-            for (int32_t k = 0; k < taps - 1; k++) sum += tap[k] * state[(size_t)k * channels + c];
-            for (int32_t k = 0; k + 1 < taps - 1; k++)
-                state[(size_t)k * channels + c] = state[(size_t)(k + 1) * channels + c];
-            if (taps > 1) state[(size_t)(taps - 2) * channels + c] = x[c];
-            out[c] = sum / (1.0f + expf(-sum));
+    int32_t taps = op->i[0], offset = op->i[1], channels = s->p->buffers[op->in[0]].width, first = item->r0;
+    size_t n = (size_t)(item->r1 - first), bytes = sizeof(float) * n;
+    const float *weight = hd_vector(s, op, 0) + (size_t)first * taps;   /* [channels][taps], the last tap is the row itself */
+    float *state = state_at(s, item->what, offset) + first;             /* [taps - 1][channels], oldest first */
+    const float **x = hd_worker_scratch(w, bytes * (size_t)taps + sizeof(float *) * (size_t)taps);
+    float *turned = (float *)(x + taps);
+    for (int32_t k = 0; k < taps; k++)
+        for (size_t c = 0; c < n; c++) turned[(size_t)k * n + c] = weight[c * (size_t)taps + (size_t)k];
+    int32_t begin = item->what, rows = run_end(s, begin) - begin;
+    for (int32_t t = 0; t < rows; t++) {
+        for (int32_t k = 0; k < taps; k++) {
+            int32_t from = t + k - (taps - 1);   /* before the run: in the state */
+            x[k] = from < 0 ? state + (size_t)(from + taps - 1) * channels : hd_row(s, op->in[0], begin + from) + first;
         }
+        s->p->kernels->convolve(hd_row(s, op->out[0], begin + t) + first, x, turned, taps, (int64_t)n);
+    }
+    for (int32_t k = 0; k < taps - 1; k++) {
+        int32_t from = rows + k - (taps - 1);
+        const float *last = from < 0 ? state + (size_t)(from + taps - 1) * channels : hd_row(s, op->in[0], begin + from) + first;
+        memmove(state + (size_t)k * channels, last, bytes);
     }
 }
 

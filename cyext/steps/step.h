@@ -20,9 +20,6 @@ enum hd_op_kind {
     HD_OP_KINDS
 };
 
-enum hd_activation { HD_SILU = 0, HD_SWIGLU_OAI = 1, HD_SWIGLU_LIMIT = 2, HD_GELU = 3, HD_SIGMOID_GATE = 4, HD_SIGMOID = 5,
-                     HD_SILU_ONLY = 6 };
-
 enum hd_gating { HD_GATE_SOFTMAX = 0, HD_GATE_SIGMOID = 1, HD_GATE_SOFTMAX_CHOSEN = 2 };
 
 #define HD_OP_BUFFERS 4
@@ -239,7 +236,6 @@ static inline const float *hd_vector(const hd_step *s, const hd_op *op, int32_t 
     return (const float *)hd_weight_at(s->p, &s->p->weights[op->w[slot]], 0, 0);
 }
 
-void hd_activate(const hd_kernels *k, int32_t kind, float limit, float alpha, float *out, const float *gate, const float *up, int64_t n);
 /* Compare the guess for this layer, if there is one, with what its router chose. */
 void hd_lookahead_check(hd_step *s, const hd_op *op);
 void hd_choose(const float *logits, const float *bias, int32_t n, const hd_op *op, int32_t *chosen, float *weights, float *work);

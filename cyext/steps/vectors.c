@@ -88,46 +88,6 @@ int hd_op_add(hd_step *s, const hd_op *op, int32_t stage) {
     return HD_DONE;
 }
 
-void hd_activate(const hd_kernels *k, int32_t kind, float limit, float alpha, float *out, const float *gate, const float *up,
-                 int64_t n) {
-    switch (kind) {
-    case HD_SILU:
-        k->silu_mul(out, gate, up, n);
-        return;
-    case HD_SWIGLU_OAI:
-        /* gpt-oss: x * sigmoid(alpha x) * (y + 1), x <= limit, |y| <= limit (openai/gpt-oss, torch/model.py) */
-        for (int64_t j = 0; j < n; j++) {
-            float x = gate[j] < limit ? gate[j] : limit;
-            float y = up[j] < -limit ? -limit : up[j] > limit ? limit : up[j];
-            out[j] = x / (1.0f + expf(-alpha * x)) * (y + 1.0f);
-        }
-        return;
-    case HD_SWIGLU_LIMIT:
-        /* Step 3.5: min(silu(gate), limit) * clamp(up, +-limit) */
-        for (int64_t j = 0; j < n; j++) {
-            float x = gate[j] / (1.0f + expf(-gate[j]));
-            float y = up[j] < -limit ? -limit : up[j] > limit ? limit : up[j];
-            out[j] = (x < limit ? x : limit) * y;
-        }
-        return;
-    case HD_SIGMOID_GATE:
-        for (int64_t j = 0; j < n; j++) out[j] = up[j] / (1.0f + expf(-gate[j]));
-        return;
-    case HD_SIGMOID:
-        for (int64_t j = 0; j < n; j++) out[j] = 1.0f / (1.0f + expf(-gate[j]));
-        return;
-    case HD_SILU_ONLY:
-        for (int64_t j = 0; j < n; j++) out[j] = gate[j] / (1.0f + expf(-gate[j]));
-        return;
-    default:
-        /* tanh form of GELU, times up (Hendrycks and Gimpel 2016) */
-        for (int64_t j = 0; j < n; j++) {
-            float x = gate[j];
-            out[j] = 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x))) * up[j];
-        }
-    }
-}
-
 static void activate_rows(hd_step *s, hd_worker *w, const hd_item *item) {
     (void)w;
     const hd_op *op = OP(s);
@@ -136,8 +96,8 @@ static void activate_rows(hd_step *s, hd_worker *w, const hd_item *item) {
         for (int32_t k = 0; k < pieces; k++) {
             const float *gate = hd_row(s, op->in[0], r) + op->i[3] + (size_t)k * op->i[4];
             const float *up = op->in[1] < 0 ? gate : hd_row(s, op->in[1], r) + op->i[5] + (size_t)k * op->i[6];
-            hd_activate(s->p->kernels, op->i[0], op->f[0], op->f[1], hd_row(s, op->out[0], r) + (size_t)k * width, gate, up,
-                        width);
+            s->p->kernels->activate(op->i[0], op->f[0], op->f[1], hd_row(s, op->out[0], r) + (size_t)k * width, gate, up,
+                                    width);
         }
 }
 
