@@ -108,6 +108,8 @@ class Operations:
         self._check_open()
         await self._hearth.prepared()
         tokens = self._checked(request.tokens, "tokens") if request.tokens else await self._encode(request.text)
+        if not tokens:
+            raise Refused("bad-field", "text: empty, there is nothing to score", "text")
         self._check_length(tokens, "tokens" if request.tokens else "text")
         size = 4 * len(tokens) * self._hearth.engine.hyper.n_vocab
         if request.logits and size > LOGITS_LIMIT:

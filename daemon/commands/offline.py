@@ -24,7 +24,7 @@ def register(add: Add) -> None:
     replay.add_argument("--skip", type=int, metavar="N", help="tokens that only fill the memory (default: a third)")
     synth = add("synth", "write a model of a real shape with random weights", run_synth, json=True)
     synth.add_argument("out", metavar="OUT.gguf")
-    synth.add_argument("--shape", default="qwen3-30b-a3b", help="default: qwen3-30b-a3b; --list shows all")
+    synth.add_argument("--shape", default="qwen3-30b-a3b", help="default: qwen3-30b-a3b; a wrong name lists all")
     synth.add_argument("--size", metavar="SIZE", help="at most so many bytes (4G), by leaving out layers")
     synth.add_argument("--type", default="Q4_K_M", help="default: Q4_K_M")
     synth.add_argument("--unevenness", type=float, metavar="SHARE", help="of the choices that the busiest quarter gets")

@@ -184,7 +184,7 @@ class Residency:
 
     def _update_state(self) -> None:
         progress = self.warmer.progress()
-        if not self._said_dense and progress["dense_seconds"]:
+        if not self._said_dense and progress["dense_seconds"] and self.ledger.measured_at:
             self._said_dense = True
             self._say("dense", self.start_line())
         if self.warmer.scope == "nothing" or not self.warmer.dense_done():
@@ -391,6 +391,8 @@ class Residency:
             parts.append("no experts")
         elif self._options.experts == "eager":
             parts.append(f"experts {gib(experts)} populated at once")
+        elif not self.ledger.measured_at:
+            parts.append(f"experts {gib(experts)}, not measured yet")
         elif self.ledger.unknown_reason:
             parts.append(f"experts {gib(experts)}, how much of them is deferred is unknown")
         else:
