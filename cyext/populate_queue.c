@@ -1,6 +1,7 @@
 /* Owns the populate workers and the order in which spans are read. Decides nothing about which span is worth it. */
 #define _GNU_SOURCE
 #include "populate_queue.h"
+#include "arena.h"
 
 #include <errno.h>
 #include <math.h>
@@ -72,6 +73,10 @@ struct hd_queue {
     hd_class_counts total[HD_CLASSES];
     float cover[HD_CLASSES];
     double rate, next_background;
+    hd_arena *arena;               /* or NULL */
+    int32_t *victim, n_victims;    /* whose slots go first */
+    int32_t next_victim[16];       /* per size of slot */
+    uint64_t arena_used, replaced, full;
     worker *workers;
     cpu_set_t **cpus;              /* [nodes] or NULL */
     size_t cpus_bytes;
@@ -173,6 +178,14 @@ int32_t hd_queue_wait_any(hd_queue *q, const int32_t *spans, int32_t n, const _A
     return found;
 }
 
+/* Under the lock. A slot goes back; whoever read the span there must have gone. */
+static void drop_slot(hd_queue *q, int32_t span) {
+    if (!q->arena || !hd_arena_has(q->arena, span)) return;
+    atomic_store(&q->spans->at[span], q->spans->home[span]);
+    hd_arena_put(q->arena, span);
+    q->arena_used -= q->spans->nbytes[span];
+}
+
 void hd_queue_cancel(hd_queue *q, enum hd_class cls) {
     pthread_mutex_lock(&q->lock);
     for (int32_t node = 0; node < q->nodes; node++) {
@@ -185,6 +198,7 @@ void hd_queue_cancel(hd_queue *q, enum hd_class cls) {
             /* What has been read of a big span stays; it is asked for again from its beginning, which costs a mapping. */
             if (state_of(q, span) == HD_LOADING && q->busy[span] == 0) {
                 q->issued[span] = 0;
+                drop_slot(q, span);
                 atomic_store(&q->spans->state[span], HD_ABSENT);
             }
         }
@@ -420,6 +434,70 @@ static int choose(hd_queue *q, const worker *w, job *j, double *when) {
     return 0;
 }
 
+/* Under the lock. Take the slot of the first victim of this size that nobody reads or wants. */
+static int make_room(hd_queue *q, int32_t size) {
+    for (int32_t *i = &q->next_victim[size]; *i < q->n_victims;) {
+        int32_t s = q->victim[(*i)++];
+        if (!hd_arena_has(q->arena, s) || hd_arena_size_of(q->arena, s) != size || q->cls[s] != NOWHERE) continue;
+        uint8_t ready = HD_READY;
+        if (!atomic_compare_exchange_strong(&q->spans->state[s], &ready, HD_EVICTING)) continue;
+        if (atomic_load(&q->spans->users[s])) {
+            atomic_store(&q->spans->state[s], HD_READY);
+            continue;
+        }
+        drop_slot(q, s);
+        q->issued[s] = 0;
+        atomic_store(&q->spans->state[s], HD_ABSENT);
+        q->replaced++;
+        return 1;
+    }
+    return 0;
+}
+
+/* Under the lock. Slots for a job's spans, as far as there are any. */
+static int take_slots(hd_queue *q, const job *j) {
+    int any = 0;
+    if (!q->arena) return 0;
+    for (int32_t i = 0; i < j->n; i++) {
+        int32_t s = j->span[i];
+        if (hd_arena_has(q->arena, s)) {
+            any = 1;
+            continue;
+        }
+        /* One that is half populated in the mapping is finished there, as one that began in a slot is in its slot. */
+        if (q->cover[j->cls] <= 1 || !hd_arena_member(q->arena, s) || j->begin > q->offset[s]) continue;
+        int got = hd_arena_take(q->arena, s);
+        if (!got && make_room(q, hd_arena_size_of(q->arena, s))) got = hd_arena_take(q->arena, s);
+        if (got) q->arena_used += q->spans->nbytes[s];
+        else q->full++;
+        any |= got;
+    }
+    return any;
+}
+
+/* Without the lock. Each span where it belongs: its slot, or the mapping. */
+static int read_apart(hd_queue *q, const job *j, float cover, hd_populated *got) {
+    memset(got, 0, sizeof *got);
+    for (int32_t i = 0; i < j->n; i++) {
+        int32_t s = j->span[i];
+        uint64_t begin = q->offset[s] > j->begin ? q->offset[s] : j->begin;
+        uint64_t end = q->offset[s] + q->spans->nbytes[s] < j->end ? q->offset[s] + q->spans->nbytes[s] : j->end;
+        int error;
+        if (hd_arena_has(q->arena, s)) {
+            error = hd_arena_read(q->arena, s, begin, end, &got->failed_at);
+            if (!error) got->read += end - begin;
+        } else {
+            hd_populated one;
+            error = hd_populate(q->mapping, j->file, begin, end - begin, cover, &one);
+            got->read += one.read;
+            got->cached += one.cached;
+            got->failed_at = one.failed_at;
+        }
+        if (error) return error;
+    }
+    return 0;
+}
+
 /* Under the lock. */
 static void finish(hd_queue *q, const job *j, const hd_populated *got, int error, double seconds) {
     hd_class_counts *total = &q->total[j->cls];
@@ -444,13 +522,16 @@ static void finish(hd_queue *q, const job *j, const hd_populated *got, int error
         if (q->busy[s]) continue;
         if (state_of(q, s) == HD_FAILED) {
             q->issued[s] = 0;
+            drop_slot(q, s);
         } else if (q->issued[s] >= q->spans->nbytes[s]) {
             q->issued[s] = 0;
             total->spans++;
+            if (q->arena && hd_arena_has(q->arena, s)) atomic_store(&q->spans->at[s], hd_arena_at(q->arena, s));
             atomic_store(&q->spans->state[s], HD_READY);
             if (q->cls[s] != NOWHERE) leave(q, s);
         } else if (q->cls[s] == NOWHERE) { /* cancelled half-way */
             q->issued[s] = 0;
+            drop_slot(q, s);
             atomic_store(&q->spans->state[s], HD_ABSENT);
         }
     }
@@ -502,10 +583,12 @@ static void *work(void *argument) {
             continue;
         }
         float cover = q->cover[j.cls];
+        int apart = take_slots(q, &j);
         pthread_mutex_unlock(&q->lock);
         hd_populated got;
         double start = now();
-        int error = hd_populate(q->mapping, j.file, j.begin, j.end - j.begin, cover, &got);
+        int error = apart ? read_apart(q, &j, cover, &got)
+                          : hd_populate(q->mapping, j.file, j.begin, j.end - j.begin, cover, &got);
         uint64_t wrong = 0, left = 0;
         if (!error && j.owner >= 0 && q->memory && q->memory[j.owner] >= 0) {
             hd_populated again;
@@ -737,6 +820,14 @@ int32_t hd_queue_evict(hd_queue *q, const int32_t *spans, int32_t n, uint64_t *f
                 if (count) break;
                 continue;
             }
+            if (q->arena && hd_arena_has(q->arena, s)) {
+                drop_slot(q, s);
+                bytes += q->spans->nbytes[s];
+                taken++;
+                q->issued[s] = 0;
+                atomic_store(&q->spans->state[s], HD_ABSENT);
+                continue;
+            }
             if (!count) begin = q->offset[s];
             end = q->offset[s] + q->spans->nbytes[s];
             run[count++] = s;
@@ -768,6 +859,7 @@ int32_t hd_queue_forget(hd_queue *q, const int32_t *spans, int32_t n) {
     for (int32_t i = 0; i < n; i++) {
         int32_t s = spans[i];
         uint8_t ready = HD_READY;
+        if (q->arena && hd_arena_has(q->arena, s)) continue; /* the kernel takes nothing from there */
         if (!atomic_compare_exchange_strong(&q->spans->state[s], &ready, HD_EVICTING)) continue;
         int used = atomic_load(&q->spans->users[s]) != 0;
         atomic_store(&q->spans->state[s], used ? HD_READY : HD_ABSENT);
@@ -802,4 +894,43 @@ int hd_queue_drain(hd_queue *q, enum hd_class cls, double seconds) {
         sleep_until(&q->done, &q->lock, until);
     pthread_mutex_unlock(&q->lock);
     return empty;
+}
+
+int hd_queue_arena(hd_queue *q, const uint8_t *member, uint64_t bytes) {
+    if (q->arena || q->nodes > 1 || q->spans->nodes > 1) return EBUSY;
+    hd_arena *arena = hd_arena_new(q->mapping, q->spans->n, member, q->file, q->offset, q->spans->nbytes, bytes);
+    if (!arena) return errno;
+    pthread_mutex_lock(&q->lock);
+    q->arena = arena;
+    pthread_mutex_unlock(&q->lock);
+    return 0;
+}
+
+int hd_queue_victims(hd_queue *q, const int32_t *spans, int32_t n) {
+    int32_t *fresh = malloc(sizeof(int32_t) * (size_t)(n + 1));
+    if (!fresh) return ENOMEM;
+    memcpy(fresh, spans, sizeof(int32_t) * (size_t)n);
+    pthread_mutex_lock(&q->lock);
+    int32_t *old = q->victim;
+    q->victim = fresh;
+    q->n_victims = n;
+    memset(q->next_victim, 0, sizeof q->next_victim);
+    pthread_mutex_unlock(&q->lock);
+    free(old);
+    return 0;
+}
+
+uint64_t hd_queue_arena_limit(hd_queue *q, uint64_t bytes) {
+    pthread_mutex_lock(&q->lock);
+    uint64_t taken = q->arena ? hd_arena_limit(q->arena, bytes) : 0;
+    pthread_mutex_unlock(&q->lock);
+    return taken;
+}
+
+void hd_queue_arena_counts(hd_queue *q, hd_arena_counts *counts) {
+    pthread_mutex_lock(&q->lock);
+    *counts = (hd_arena_counts){0};
+    if (q->arena)
+        *counts = (hd_arena_counts){hd_arena_capacity(q->arena), hd_arena_taken(q->arena), q->arena_used, q->replaced, q->full};
+    pthread_mutex_unlock(&q->lock);
 }

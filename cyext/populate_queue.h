@@ -78,3 +78,15 @@ void hd_queue_counts(hd_queue *q, hd_class_counts counts[HD_CLASSES], int64_t wa
                      int32_t in_flight[HD_CLASSES]);
 /* Sleep until nothing waits or is in flight in a class (paused counts as waiting), or the time is over. 1: empty. */
 int hd_queue_drain(hd_queue *q, enum hd_class cls, double seconds);
+
+/* ---- The arena: spans whose class reads exact ranges (cover above 1) go there instead of the mapping ---------------- */
+
+/* See hd_arena_new; once, and only without nodes. 0 or errno. */
+int hd_queue_arena(hd_queue *q, const uint8_t *member, uint64_t bytes);
+/* Whose slot to take when none is free, in this order: the worker takes the first of the size that nobody reads. */
+int hd_queue_victims(hd_queue *q, const int32_t *spans, int32_t n);
+/* No more memory than this, see hd_arena_limit; returns what is taken now. */
+uint64_t hd_queue_arena_limit(hd_queue *q, uint64_t bytes);
+typedef struct hd_arena_counts { uint64_t capacity, taken, used, replaced, full; } hd_arena_counts;
+/* Bytes; replaced: spans that gave their slot to another since the start; full: spans that found none. */
+void hd_queue_arena_counts(hd_queue *q, hd_arena_counts *counts);

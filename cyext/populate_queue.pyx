@@ -218,6 +218,42 @@ cdef class PopulateQueue:
         cdef const int32_t[::1] view = self._ids(ids)
         return hd_queue_forget(self.get(), &view[0], <int32_t>view.shape[0]) if view.shape[0] else 0
 
+    def make_arena(self, ids, uint64_t nbytes):
+        """From now on these spans are read by O_DIRECT into huge pages wherever a class reads exact ranges.
+
+        nbytes: of all slots. Raises OSError: EINVAL where the file system knows no O_DIRECT, ENOSPC where nothing fits.
+        """
+        cdef uint8_t[::1] view
+        member = np.zeros(max(len(self.spans), 1), dtype=np.uint8)
+        member[self._ids(ids)] = 1
+        view = member
+        cdef int error = hd_queue_arena(self.get(), &view[0], nbytes)
+        if error:
+            raise OSError(error, os.strerror(error), "arena")
+
+    def set_victims(self, ids):
+        """Whose slot of the arena to take when none is free, in this order."""
+        cdef const int32_t[::1] view = self._ids(ids)
+        cdef int32_t none = 0
+        cdef const int32_t *p = &view[0] if view.shape[0] else <const int32_t *>&none
+        if hd_queue_victims(self.get(), p, <int32_t>view.shape[0]):
+            raise MemoryError
+
+    def limit_arena(self, uint64_t nbytes):
+        """No more memory than this: that of free slots goes back. The bytes that are taken now."""
+        cdef hd_queue *q = self.get()
+        cdef uint64_t taken
+        with nogil:
+            taken = hd_queue_arena_limit(q, nbytes)
+        return taken
+
+    def arena(self):
+        """Bytes: capacity, taken (memory), used (by spans); spans: replaced by others, full (found no slot)."""
+        cdef hd_arena_counts counts
+        hd_queue_arena_counts(self.get(), &counts)
+        return {"capacity": counts.capacity, "taken": counts.taken, "used": counts.used, "replaced": counts.replaced,
+                "full": counts.full}
+
     def error(self, int span):
         """(errno, byte in the file) of a failed span, None for any other."""
         cdef uint64_t at = 0

@@ -32,6 +32,7 @@ class Config(Struct, kw_only=True, forbid_unknown_fields=True):
     keys: str = ""  # directory with the CURVE keys that TCP endpoints need
     experts: Literal["defer", "eager"] = "defer"
     warm: Literal["auto", "background", "before-ready", "off"] = "auto"
+    short_memory: Literal["auto", "arena", "mapping"] = "auto"  # where experts lie when not all of them fit
     memory_budget: str = "auto"  # auto, bytes with a unit (51.2G), or a share of RAM (80%)
     threads: int = 0
     context: int = 0  # tokens of one session; 0: as many as the model was trained for, at most 4096

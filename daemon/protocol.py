@@ -201,7 +201,8 @@ class Bytes(Struct, kw_only=True):
     total: int = 0
     mapped: int = 0  # cached and in this process's page table
     cached: int = 0  # in the page cache only
-    deferred: int = 0  # in neither
+    arena: int = 0  # only in the arena: read past the page cache
+    deferred: int = 0  # in none of these
     unknown: int = 0
     locked: int = 0  # part of mapped
     evicted_recently: int = 0  # part of deferred
@@ -247,6 +248,8 @@ class Stats(Struct, tag_field="topic", tag="stats", kw_only=True):
     faults_major_per_token: float = 0.0
     lookahead_recall: float | None = None
     lookahead_wasted_bytes: int = 0
+    lookahead_reading: bool = False
+    lookahead_reason: str = ""
     experts_used: int = 0  # (layer, expert) pairs that a token was routed to since the start
     experts_total: int = 0
     local_share: list[float] = []  # per node: share of weight bytes that its team reads from its own memory
@@ -311,6 +314,8 @@ class StatusData(Struct, kw_only=True):
     residency: ResidencyNow = msgspec.field(default_factory=ResidencyNow)
     warm: dict[str, Any] = {}  # planned, done and failed bytes, seconds, rate
     budget: dict[str, Any] = {}  # bytes, reason, held_back by the brakes, pressure
+    arena: dict[str, Any] = {}  # in_use: arena or mapping, and why; bytes
+    lookahead: dict[str, Any] = {}  # reading, reason, recall, precision, bytes read on guesses and wasted
     events: list[EventNow] = []  # the last few, oldest first
     heat: dict[str, Any] = {}  # effective number of experts per layer, whether it is used
 

@@ -193,6 +193,8 @@ class Service:
             data.warm = dict(status.get("warm", {}))
             data.heat = dict(status.get("heat", {}))
             data.budget = dict(status.get("budget", {}))
+            data.arena = dict(status.get("arena", {}))
+            data.lookahead = dict(status.get("lookahead", {}))
         return data
 
     # -- ending ------------------------------------------------------------------------------------------------------

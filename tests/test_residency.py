@@ -50,7 +50,7 @@ class House:
         )
         self.options = SimpleNamespace(**{
             "experts": "defer", "warm": "auto", "memory_budget": str(budget),
-            "state_directory": str(directory / "state"),
+            "state_directory": str(directory / "state"), "short_memory": "mapping",
         } | options)  # fmt: skip
         self.mapping = Mapping([self.path])
         self.spans = Spans(self.mapping, self.table.file, self.table.offset, nbytes, layer)

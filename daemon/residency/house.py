@@ -19,11 +19,13 @@ from hearthd.cyext.spans import FAILED, READY
 from numpy.typing import NDArray
 
 from .. import protocol
+from .arena import Arena
 from .audit import LOCK_SHARE, audit, census
 from .budget import Budgeter
 from .heat import Heat, heat_path
 from .keeper import Keeper
 from .ledger import Ledger
+from .lookahead import EVERY, Lookahead
 from .placement import Placement
 from .selection import select_spans
 from .text import gib
@@ -81,6 +83,10 @@ class Residency:
         self._said_dense = False
         self._lock_said = False
         self._asleep = trio.Lock()
+        self.arena = Arena(queue, spans, getattr(options, "short_memory", "auto"))
+        used = self.heat.per_token / max(experts, 1)
+        self.lookahead = Lookahead(used * float(self.keeper.nbytes[self.warmer.expert_ids].sum()))
+        self._all_tokens = 0.0
         self._recorder: Any = None
         self._wake = trio.Event()
         self._watched = 0.0
@@ -110,6 +116,10 @@ class Residency:
         """Queue the dense spans (and what --experts eager adds) at once. Cheap; `run` calls it if nobody has."""
         if not self._begun:
             self._begun = True
+            fits = self.warmer.fits(self.budget.bytes)
+            self.arena.begin(self.warmer.expert_ids, fits, self.expert_room(), self.budget.bytes)
+            if self.arena.in_use:
+                self._say("arena", self.arena.line())
             self.warmer.begin(self.budget.bytes)
             self._enter("serving-cold")
 
@@ -141,8 +151,8 @@ class Residency:
             if self._tokens_since_plan >= REPLAN_TOKENS and unfinished and not self._prefilling:
                 self._tokens_since_plan = 0.0
                 self.warmer.plan(self.budget.bytes)
-            if self.keeper.over(self.budget.bytes) > 0:
-                await trio.to_thread.run_sync(self.keeper.trim, self.budget.bytes, self.heat.counts)
+            if self.keeper.over(self.budget.bytes) > 0 or self.arena.in_use:
+                await trio.to_thread.run_sync(self._make_room)
             await self._pause(IDLE_TICK_SECONDS if self._idle() else TICK_SECONDS, TICK_SECONDS)
 
     def _idle(self) -> bool:
@@ -162,6 +172,23 @@ class Residency:
         self._wake.set()
         self._wake = trio.Event()
 
+    def _make_room(self) -> None:
+        """Down to the budget, the coldest first; what the arena frees goes back; who goes next. Blocks."""
+        self.keeper.trim(self.budget.bytes, self.heat.counts)
+        self.arena.resize(self.expert_room(), self.budget.bytes)
+        if self.arena.wants_victims():
+            self.arena.set_victims(self.keeper.coldest(self.heat.counts))
+
+    def _look_ahead(self) -> None:
+        engine = self._engine
+        if engine is None or not hasattr(engine, "set_lookahead") or not self.heat.counts.size:
+            return
+        queue = self._queue.stats()
+        missed = sum(queue[name]["read"] for name in ("demand", "routed", "lookahead"))
+        if self.lookahead.decide(engine.lookahead, missed, self._all_tokens, self.warmer.fits(self.budget.bytes)):
+            engine.set_lookahead(self.lookahead.reading, EVERY)
+            self._say("lookahead", f"lookahead {self.lookahead.reason}")
+
     def _count(self) -> None:
         """Tokens, rates, and what they say about the brake."""
         tokens = 0.0
@@ -173,6 +200,9 @@ class Residency:
         if self._recorder is not None:
             self._recorder.note(self.populated_bytes(), self.expert_room())
         self._tokens += tokens
+        if tokens and not self._prefilling:
+            self._all_tokens += tokens
+            self._look_ahead()
         self._tokens_since_plan += tokens
         self._generating = (tokens > 0 or self._running()) and not self._prefilling
         now, read = time.monotonic(), self.populated_bytes()
@@ -189,12 +219,22 @@ class Residency:
             self._say("dense", self.start_line())
         if self.warmer.scope == "nothing" or not self.warmer.dense_done():
             self._enter("serving-cold")
-        elif not self.warmer.done():
+        elif not self.warmer.done() and not self._full():
             self._enter("warming")
         elif self.warmer.planned.all() or self.warmer.scope.startswith(("all", "the ")):
             self._enter("warm")
         else:
             self._enter("serving-cold")
+
+    def _full(self) -> bool:
+        """Memory holds as much as the budget admits and nothing is being swept: what is missing of the plan has
+        made room for what was asked for since, and the plan is what is there."""
+        if self.warmer.fits(self.budget.bytes) or self._queue.stats()["sweep"]["waiting"]:
+            return False
+        if self.keeper.over(self.budget.bytes) < -int(self.budget.bytes * 0.1):
+            return False
+        self.warmer.settle()
+        return True
 
     def _enter(self, state: str) -> None:
         if state == self.state:
@@ -224,7 +264,7 @@ class Residency:
             started = trio.current_time()
             async with self._asleep:
                 self.keeper.about_to_look()
-                await trio.to_thread.run_sync(self.ledger.refresh)
+                await trio.to_thread.run_sync(self._measure)
                 await trio.to_thread.run_sync(self._keep)
             tokens, self._tokens = self._tokens, 0.0
             await trio.to_thread.run_sync(self.keeper.count_faults, tokens)
@@ -237,6 +277,9 @@ class Residency:
             spent = trio.current_time() - started
             await self._pause(max(0.05, pause - spent), max(0.05, least - spent))
 
+    def _measure(self) -> None:
+        self.ledger.refresh(self.arena.mask())
+
     def _keep(self) -> None:
         """Once per refresh, in a worker thread: read the budget, lock, map again what has decayed."""
         ledger, keeper = self.ledger, self.keeper
@@ -244,7 +287,7 @@ class Residency:
         before = self.budget.bytes
         resident = int(ledger.resident.sum())
         moved = self.budgeter.brake(time.monotonic(), int(ledger.evicted_recently.sum()), resident)
-        self.budget = self.budgeter.read(locked)
+        self.budget = self.budgeter.read(locked + self.arena.taken())
         if moved:
             self._say_soon("budget", f"the budget is {gib(self.budget.bytes)} now ({self.budget.reason}, "
                            f"{gib(self.budget.held_back)} held back)",
@@ -357,6 +400,7 @@ class Residency:
             "state": self.state, "warm_percent": progress["percent"], "warm_bytes": progress["ready_bytes"],
             "warm_rate": self._warm_rate, "queue_depths": [int(row["waiting"]) for row in queue.values()],
             "populated_bytes": int(sum(row["read"] for row in queue.values())), "populate_rate": self._warm_rate,
+            "lookahead_reading": self.lookahead.reading, "lookahead_reason": self.lookahead.reason,
             "faults_minor_per_token": self.keeper.minor_per_token,
             "faults_major_per_token": self.keeper.major_per_token,
             "local_share": self.placement.last_shares if self.placement is not None else [],
@@ -378,7 +422,8 @@ class Residency:
                 "bytes": self.budget.bytes, "reason": self.budget.reason, "held_back": self.budget.held_back,
                 "pressure": self.budget.pressure,
             },
-            "arena": "mapping",
+            "arena": self.arena.status(),
+            "lookahead": self.lookahead.status(getattr(self._engine, "lookahead", {})),
             "queue": self._queue.stats(),
         }  # fmt: skip
 
@@ -476,7 +521,7 @@ class Residency:
     async def residency_by(self, by: str) -> dict[str, Any]:
         """Rows by role, layer, node or tensor, measured now."""
         async with self._asleep:
-            await trio.to_thread.run_sync(self.ledger.refresh)
+            await trio.to_thread.run_sync(self._measure)
             return await trio.to_thread.run_sync(self._rows_by, by)
 
     def _rows_by(self, by: str) -> dict[str, Any]:

@@ -88,6 +88,7 @@ class Keeper:
         if self._ledger.unknown_reason:
             return np.zeros(0, dtype=np.int32)
         lost = self._ready & (self._spans.state == READY) & (self._ledger.mapped < self._ledger.nbytes)
+        lost &= self._ledger.arena == 0
         return np.flatnonzero(lost).astype(np.int32)
 
     def restore(self, ids: NDArray[np.int32], room: int) -> tuple[int, int]:

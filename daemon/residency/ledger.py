@@ -48,6 +48,7 @@ class Ledger:
         self.mapped = np.zeros(n, dtype=np.uint64)
         self.cached = np.zeros(n, dtype=np.uint64)
         self.evicted_recently = np.zeros(n, dtype=np.uint64)
+        self.arena = np.zeros(n, dtype=np.uint64)  # anonymous memory: the kernel takes nothing from there
         self.locked = np.zeros(n, dtype=bool)  # set by whoever locks
         self.node = np.zeros(n, dtype=np.int32)
         self.unknown_reason = "not measured yet"
@@ -67,10 +68,10 @@ class Ledger:
 
     @property
     def resident(self) -> NDArray[np.uint64]:
-        return self.mapped + self.cached
+        return np.maximum(self.mapped + self.cached, self.arena)
 
-    def refresh(self) -> None:
-        """Measure everything again. Blocks: for a worker thread; releases the GIL in the kernel."""
+    def refresh(self, in_arena: NDArray[np.bool_] | None = None) -> None:
+        """Measure everything again; in_arena: spans that are read from there. Blocks; releases the GIL in the kernel."""
         started = time.perf_counter()
         self.calls = 0
         if self._mapping.blind:
@@ -81,6 +82,9 @@ class Ledger:
                 self.unknown_reason = ""
             except OSError as error:
                 self._give_up(f"{error.filename}: {error.strerror}")
+        if in_arena is not None:
+            self.arena = np.where(in_arena, self.nbytes, np.uint64(0))
+            self.evicted_recently[in_arena] = 0
         self.refresh_seconds = time.perf_counter() - started
         self.measured_at = time.time()
 
@@ -173,7 +177,9 @@ class Ledger:
             row.unknown = total
             return row
         row.mapped, row.cached = int(self.mapped[mask].sum()), int(self.cached[mask].sum())
-        row.deferred = total - row.mapped - row.cached
+        held = self.arena[mask]
+        row.arena = int((held - np.minimum(held, (self.mapped + self.cached)[mask])).sum())
+        row.deferred = total - row.mapped - row.cached - row.arena
         row.locked = int(self.mapped[mask & self.locked].sum())
         row.evicted_recently = min(int(self.evicted_recently[mask].sum()), row.deferred)
         return row

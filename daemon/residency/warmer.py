@@ -133,6 +133,11 @@ class Warmer:
         if not self.done():
             self.finished_seconds = 0.0
 
+    def settle(self) -> None:
+        """What is there is the plan."""
+        self.planned &= self._settled()
+        self.planned[self.dense] = True
+
     def prefill(self, running: bool, tokens: int | None = None) -> None:
         """While a prompt is read, the cursor's window goes with it and the sweep waits."""
         self._prefilling = running

@@ -1,0 +1,92 @@
+"""Where experts lie when RAM is short: in an arena of huge pages read past the page cache, or in the mapping.
+
+Owns that choice, the arena's size and the order in which slots are given up. Reads nothing itself: the queue does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .text import gib
+
+SLACK = 0.02  # of the budget: what is left to the mapping for spans that find no slot
+STEADY = 0.01  # of the budget: moves smaller than this leave the arena's size alone
+
+
+class Arena:
+    """setting: auto (an arena where the model does not fit the budget), arena or mapping."""
+
+    def __init__(self, queue: Any, spans: Any, setting: str = "auto") -> None:
+        self._queue, self._spans, self.setting = queue, spans, setting
+        self.in_use = False
+        self.reason = "not decided yet"
+        self._limit = 0
+        self._replaced = -1
+
+    def begin(self, ids: NDArray[np.int32], fits: bool, room: int, budget: int) -> None:
+        """ids: expert spans; room: bytes that the budget leaves to them. Cheap: address space only."""
+        if self.setting == "mapping":
+            self.reason = "as asked"
+        elif fits and self.setting != "arena":
+            self.reason = "the model fits the budget: its pages are mapped once and need no copies"
+        elif self._spans.nodes > 1:
+            self.reason = "the model does not fit, but an arena serves one node only"
+        elif not len(ids):
+            self.reason = "there are no experts"
+        else:
+            size = max(room - int(budget * SLACK), 0)
+            try:
+                self._queue.make_arena(ids, size)
+            except OSError as error:
+                self.reason = f"the model does not fit, but there is no arena here: {error.strerror}"
+                return
+            self.in_use, self._limit = True, size
+            self.reason = (
+                "the model does not fit the budget: direct reads into huge pages take a fraction of the processor time "
+                "of exact reads into the page cache (measured: up to twice the rate of generation), and giving a slot up costs nothing"
+            )
+
+    def mask(self) -> NDArray[np.bool_]:
+        """[n] spans that are read from the arena."""
+        return np.asarray(self._spans.at[0] != self._spans.home)
+
+    def taken(self) -> int:
+        """Bytes of memory that the arena holds; they are no file pages, so limits count them as used."""
+        return int(self._queue.arena()["taken"]) if self.in_use else 0
+
+    def resize(self, room: int, budget: int) -> None:
+        """Follow the budget: memory of free slots goes back to the kernel. What must be evicted for it went before."""
+        if not self.in_use:
+            return
+        size = max(room - int(budget * SLACK), 0)
+        if abs(size - self._limit) > budget * STEADY or self.taken() > max(size, self._limit):
+            self._limit = size
+            self._queue.limit_arena(size)
+
+    def wants_victims(self) -> bool:
+        """The order of victims is old: a quarter of it has been used up, or there is none yet."""
+        if not self.in_use:
+            return False
+        counts = self._queue.arena()
+        if counts["taken"] < 0.6 * min(self._limit, counts["capacity"]) and not counts["replaced"]:
+            return False
+        fresh = counts["replaced"] + counts["full"]
+        if fresh == self._replaced:
+            return False
+        self._replaced = fresh
+        return True
+
+    def set_victims(self, coldest: NDArray[np.int32]) -> None:
+        self._queue.set_victims(coldest[self.mask()[coldest]])
+
+    def status(self) -> dict[str, Any]:
+        """in_use: arena or mapping, why, and what the arena holds."""
+        line = {"in_use": "arena" if self.in_use else "mapping", "reason": self.reason}
+        return line | (self._queue.arena() if self.in_use else {})
+
+    def line(self) -> str:
+        """For an event, when an arena is used."""
+        return f"experts are read into an arena of {gib(self._limit)}: {self.reason}"
