@@ -46,7 +46,8 @@ class Arena:
             self.in_use, self._limit = True, size
             self.reason = (
                 "the model does not fit the budget: direct reads into huge pages take a fraction of the processor time "
-                "of exact reads into the page cache (measured: up to twice the rate of generation), and giving a slot up costs nothing"
+                "of exact reads into the page cache (measured: up to twice the rate of generation), and giving a slot up "
+                "costs nothing"
             )
 
     def mask(self) -> NDArray[np.bool_]:

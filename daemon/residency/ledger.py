@@ -71,7 +71,7 @@ class Ledger:
         return np.maximum(self.mapped + self.cached, self.arena)
 
     def refresh(self, in_arena: NDArray[np.bool_] | None = None) -> None:
-        """Measure everything again; in_arena: spans that are read from there. Blocks; releases the GIL in the kernel."""
+        """Measure everything again; in_arena: spans read from there. Blocks; releases the GIL in the kernel."""
         started = time.perf_counter()
         self.calls = 0
         if self._mapping.blind:
