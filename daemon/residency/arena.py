@@ -46,13 +46,13 @@ class Arena:
             self.in_use, self._limit = True, size
             self.reason = (
                 "the model does not fit the budget: direct reads into huge pages take a fraction of the processor time "
-                "of exact reads into the page cache (measured: up to twice the rate of generation), and giving a slot up "
-                "costs nothing"
+                "of exact reads into the page cache (measured: up to twice the rate of generation), and giving a slot "
+                "up costs nothing"
             )
 
     def mask(self) -> NDArray[np.bool_]:
         """[n] spans that are read from the arena."""
-        return np.asarray(self._spans.at[0] != self._spans.home)
+        return np.asarray(self._spans.at[0] != self._spans.home) if self.in_use else np.zeros(len(self._spans), bool)
 
     def taken(self) -> int:
         """Bytes of memory that the arena holds; they are no file pages, so limits count them as used."""

@@ -59,7 +59,7 @@ class Lookahead:
             self.reading, self.reason = False, f"off: only {missing:.1%} of a token's expert bytes are missing"
         else:
             self.reading = True
-            self.reason = f"on: {missing:.0%} of a token's experts are missing, {self.precision:.0%} of guesses are right"
+            self.reason = f"on: {missing:.0%} of a token's experts are missing, {self.precision:.0%} of guesses right"
         return self.reading != before
 
     def status(self, counts: dict[str, Any]) -> dict[str, Any]:
