@@ -102,19 +102,19 @@ class Service:
         hearth.begin(telemetry.event)
         for warning in hearth.warnings:
             telemetry.say(warning.code, warning.message, level="warning")
-        try:
-            await hearth.prepare()
-        except Exception as error:
-            log.exception("the model cannot be served")
-            telemetry.say("engine", f"the model cannot be served: {error}", level="error")
-            self.stop(f"the model cannot be served: {error}", error)
-            return
-        self._scheduler.on_prefill = hearth.prefill
-        self._scheduler.use(hearth.engine)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._scheduler.run)
             if hearth.residency is not None:
-                await nursery.start(hearth.residency.run)
+                nursery.start_soon(hearth.residency.run)
+            try:
+                await hearth.prepare()
+            except Exception as error:
+                log.exception("the model cannot be served")
+                telemetry.say("engine", f"the model cannot be served: {error}", level="error")
+                self.stop(f"the model cannot be served: {error}", error)
+                return
+            self._scheduler.on_prefill = hearth.prefill
+            self._scheduler.use(hearth.engine)
+            nursery.start_soon(self._scheduler.run)
             if self._notifier.listening:
                 nursery.start_soon(self._report)
             if self._config.warm == "before-ready":
