@@ -5,10 +5,8 @@ Routing is by sigmoid with a bias that only chooses. The norm before the feed-fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from hearthd.daemon.model import blocks
-from hearthd.daemon.model.graph import SIGMOID_GATING, Graph, Tensors, Weight
+from hearthd.daemon.model import blocks, decoder
+from hearthd.daemon.model.graph import SIGMOID_GATING, Graph, Tensors
 from hearthd.daemon.model.hyper import Hyper, Keys, common
 
 
@@ -24,40 +22,10 @@ def hyperparameters(keys: Keys, n_vocab: int) -> Hyper:
     return h
 
 
-@dataclass
-class Layer:
-    attention: blocks.Attention
-    norm: Weight
-    feed: blocks.Feed | blocks.Routed
+def tensors(h: Hyper, t: Tensors) -> decoder.Weights:
+    return decoder.tensors(h, t, qk_norm="head", norm="post_attention_norm", dense=h.more["dense"])
 
 
-@dataclass
-class Weights:
-    ends: blocks.Ends
-    layers: list[Layer]
-
-
-def tensors(h: Hyper, t: Tensors) -> Weights:
-    layers = [
-        Layer(
-            attention=blocks.attention_tensors(h, t, i, qk_norm="head"),
-            norm=t.vector(f"blk.{i}.post_attention_norm.weight", h.n_embd),
-            feed=(blocks.feed_tensors(h, t, i, h.n_ff) if i < h.more["dense"] else blocks.routed_tensors(h, t, i)),
-        )
-        for i in range(h.n_layer)
-    ]
-    return Weights(blocks.end_tensors(h, t), layers)
-
-
-def graph(h: Hyper, w: Weights, g: Graph) -> None:
+def graph(h: Hyper, w: decoder.Weights, g: Graph) -> None:
     rope = g.rope(h.rope_width, h.rope_base, **h.more["scaling"])
-    x = g.embed(w.ends.embedding)  # [n_embd]
-    for i, layer in enumerate(w.layers):
-        g.layer(i)
-        x = blocks.attend(g, h, i, layer.attention, x, rope)
-        f = g.rms_norm(x, layer.norm, h.epsilon)
-        if isinstance(layer.feed, blocks.Feed):
-            x = g.add(x, blocks.feed(g, layer.feed, f))
-        else:
-            x = g.add(x, blocks.feed_routed(g, h, layer.feed, f, **h.more["routing"]))
-    blocks.finish(g, h, w.ends, x)
+    decoder.graph(h, w, g, rope, **h.more["routing"])

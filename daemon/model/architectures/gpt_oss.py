@@ -6,8 +6,9 @@ The last act follows openai/gpt-oss, gpt_oss/torch/model.py; the norm before the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from hearthd.daemon.model import blocks
+from hearthd.daemon.model import blocks, decoder
 from hearthd.daemon.model.graph import SOFTMAX_CHOSEN, SWIGLU_OAI, Graph, Tensors, Weight
 from hearthd.daemon.model.hyper import Hyper, Keys, common
 
@@ -22,42 +23,20 @@ def hyperparameters(keys: Keys, n_vocab: int) -> Hyper:
 
 
 @dataclass
-class Layer:
-    attention: blocks.Attention
-    sinks: Weight
-    norm: Weight
-    experts: blocks.Routed
-
-
-@dataclass
 class Weights:
-    ends: blocks.Ends
-    layers: list[Layer]
+    decoder: decoder.Weights
+    sinks: list[Weight]
 
 
 def tensors(h: Hyper, t: Tensors) -> Weights:
-    layers = [
-        Layer(
-            attention=blocks.attention_tensors(h, t, i),
-            sinks=t.vector(f"blk.{i}.attn_sinks.weight", h.n_head[i]),
-            norm=t.vector(f"blk.{i}.post_attention_norm.weight", h.n_embd),
-            experts=blocks.routed_tensors(h, t, i),
-        )
-        for i in range(h.n_layer)
-    ]
-    return Weights(blocks.end_tensors(h, t), layers)
+    sinks = [t.vector(f"blk.{i}.attn_sinks.weight", h.n_head[i]) for i in range(h.n_layer)]
+    return Weights(decoder.tensors(h, t, norm="post_attention_norm"), sinks)
 
 
 def graph(h: Hyper, w: Weights, g: Graph) -> None:
+    def attention(layer: int) -> dict[str, Any]:
+        return {"window": h.more["window"] if layer % 2 == 0 else 0, "sinks": w.sinks[layer]}
+
     rope = g.rope(h.rope_width, h.rope_base, **h.more["scaling"])
-    x = g.embed(w.ends.embedding)  # [n_embd]
-    for i, layer in enumerate(w.layers):
-        g.layer(i)
-        window = h.more["window"] if i % 2 == 0 else 0
-        x = blocks.attend(g, h, i, layer.attention, x, rope, window=window, sinks=layer.sinks)
-        f = g.rms_norm(x, layer.norm, h.epsilon)
-        routed = blocks.feed_routed(
-            g, h, layer.experts, f, activation=SWIGLU_OAI, limit=LIMIT, alpha=ALPHA, gating=SOFTMAX_CHOSEN
-        )
-        x = g.add(x, routed)
-    blocks.finish(g, h, w.ends, x)
+    experts = {"activation": SWIGLU_OAI, "limit": LIMIT, "alpha": ALPHA, "gating": SOFTMAX_CHOSEN}
+    decoder.graph(h, w.decoder, g, rope, attention=attention, **experts)
