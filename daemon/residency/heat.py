@@ -69,7 +69,11 @@ class Heat:
         if self.tokens() < LEAST_TOKENS:
             return False, f"fewer than {LEAST_TOKENS:.0f} tokens counted"
         effective = self.effective()
-        share = float(effective[effective > 0].mean()) / self.counts.shape[1]
+        # Few choices look uneven by chance: the entropy of a sample of N among K is short of the true one by
+        # (K - 1) / 2N (Miller, Information Theory in Psychology, 1955).
+        experts = self.counts.shape[1]
+        chance = float(np.exp((experts - 1) / (2 * self.tokens() * self.per_token)))
+        share = min(float(effective[effective > 0].mean()) * chance / experts, 1.0)
         if share > NEAR_UNIFORM:
             return False, f"routing is near uniform ({share:.0%} of the experts in effect)"
         return True, f"routing is uneven ({share:.0%} of the experts in effect)"
@@ -104,6 +108,10 @@ class Heat:
         body.write(self.counts.astype("<f4").tobytes())
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        for left in path.parent.glob(f".{path.name}.*"):
+            # By a daemon that was killed while it wrote.
+            if not Path("/proc", left.suffix[1:]).exists():
+                left.unlink(missing_ok=True)
         try:
             with open(temporary, "wb") as file:
                 file.write(body.getvalue())

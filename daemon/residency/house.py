@@ -39,6 +39,7 @@ REFRESH_SHARE = 0.05  # of a core at most: a ledger that costs more is refreshed
 IDLE_TICK_SECONDS = 1.0  # while nothing runs, warms or is over the budget
 IDLE_REFRESH_SECONDS = 5.0
 IDLE_REFRESH_SHARE = 0.003
+TOLD_SHARE = 0.1  # of the budget: smaller moves are no event
 LONGEST_REFRESH_SECONDS = 15.0
 QUIET_TICKS = 20  # without movement, after which an unfinished plan counts as idle too
 WATCHED_SECONDS = 3.0  # so long after somebody has looked at the ledger it is kept fresh
@@ -87,6 +88,7 @@ class Residency:
         used = self.heat.per_token / max(experts, 1)
         self.lookahead = Lookahead(used * float(self.keeper.nbytes[self.warmer.expert_ids].sum()))
         self._all_tokens = 0.0
+        self._said_budget = self.budget.bytes
         self._recorder: Any = None
         self._wake = trio.Event()
         self._watched = 0.0
@@ -172,8 +174,21 @@ class Residency:
         self._wake.set()
         self._wake = trio.Event()
 
+    def _say_budget(self) -> None:
+        """When it is far from what was said last: a limit that shrinks in small steps is told as well."""
+        before, now = self._said_budget, self.budget.bytes
+        if abs(now - before) > before * TOLD_SHARE:
+            self._said_budget = now
+            self._say_soon("budget", f"the budget has moved from {gib(before)} to {gib(now)} ({self.budget.reason})",
+                           "warning" if now < before else "info")  # fmt: skip
+
     def _make_room(self) -> None:
         """Down to the budget, the coldest first; what the arena frees goes back; who goes next. Blocks."""
+        if self.arena.in_use:
+            # The kernel cannot take these pages back, so a limit that falls must be followed at once.
+            locked = int(self.ledger.mapped[self.ledger.locked].sum())
+            self.budget = self.budgeter.read(locked + self.arena.taken())
+            self._say_budget()
         self.keeper.trim(self.budget.bytes, self.heat.counts)
         self.arena.resize(self.expert_room(), self.budget.bytes)
         if self.arena.wants_victims():
@@ -224,7 +239,7 @@ class Residency:
         elif self.warmer.planned.all() or self.warmer.scope.startswith(("all", "the ")):
             self._enter("warm")
         else:
-            self._enter("serving-cold")
+            self._enter("warm" if self._full() else "serving-cold")
 
     def _full(self) -> bool:
         """Memory holds as much as the budget admits and nothing is being swept: what is missing of the plan has
@@ -284,17 +299,15 @@ class Residency:
         """Once per refresh, in a worker thread: read the budget, lock, map again what has decayed."""
         ledger, keeper = self.ledger, self.keeper
         locked = int(ledger.mapped[ledger.locked].sum())
-        before = self.budget.bytes
         resident = int(ledger.resident.sum())
         moved = self.budgeter.brake(time.monotonic(), int(ledger.evicted_recently.sum()), resident)
         self.budget = self.budgeter.read(locked + self.arena.taken())
         if moved:
+            self._said_budget = self.budget.bytes
             self._say_soon("budget", f"the budget is {gib(self.budget.bytes)} now ({self.budget.reason}, "
                            f"{gib(self.budget.held_back)} held back)",
                            "warning" if self.budget.held_back else "info")  # fmt: skip
-        elif before and abs(self.budget.bytes - before) > before / 4:
-            self._say_soon("budget", f"the budget has moved from {gib(before)} to {gib(self.budget.bytes)} "
-                           f"({self.budget.reason})", "warning" if self.budget.bytes < before else "info")  # fmt: skip
+        self._say_budget()
         if self.warmer.dense_done():
             keeper.lock_dense(self.warmer.dense, int(self.budget.bytes * LOCK_SHARE))
         if not self._prefilling and not self._running():

@@ -134,8 +134,8 @@ class Warmer:
             self.finished_seconds = 0.0
 
     def settle(self) -> None:
-        """What is there is the plan."""
-        self.planned &= self._settled()
+        """What is there is the plan: memory is full, and what was asked for since has taken the place of the rest."""
+        self.planned = self._settled()
         self.planned[self.dense] = True
 
     def prefill(self, running: bool, tokens: int | None = None) -> None:
