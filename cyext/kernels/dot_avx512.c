@@ -205,7 +205,7 @@ INLINE float total(__m512 v) {
 #define AHEAD 4096
 #endif
 INLINE void prefetch(const uint8_t *p, int bytes) {
-    for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T0);
+    for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_NTA);
 }
 
 #define LANES32(i) _mm512_setr_epi32(2*(i), 2*(i), 2*(i), 2*(i), 2*(i), 2*(i), 2*(i), 2*(i), 2*(i)+1, 2*(i)+1, 2*(i)+1, \
