@@ -66,10 +66,13 @@ def run_residency(given: argparse.Namespace) -> None:
         return
     rows = data.get("rows", [])
     names = [name for name in GROUPS if rows and name in rows[0]]
+    placed = any(row.get("wrong_node") is not None for row in rows)
+    near = any("local_share" in row for row in rows)
     print(
         table(
-            [*names, "total", *STATES],
-            [[*(row[name] for name in names), size(row["total"]), *(size(row.get(state, 0)) for state in STATES)]
+            [*names, "total", *STATES, *["wrong node"] * placed, *["local"] * near],
+            [[*(row[name] for name in names), size(row["total"]), *(size(row.get(state, 0)) for state in STATES),
+              *[size(row.get("wrong_node") or 0)] * placed, *[f"{100 * row.get('local_share', 0):.1f} %"] * near]
              for row in rows],
         )
     )  # fmt: skip

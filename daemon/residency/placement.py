@@ -114,8 +114,9 @@ class Placement:
         self.counts: NDArray[np.int64] | None = None  # [segments, nodes + 1] pages
         self._measured: Segments
         self._cached = np.zeros(0, np.int64)
-        self._touched: NDArray[np.int64]
+        self._read: NDArray[np.float64]  # [segments, nodes + 1] bytes of segments, by the node that they lie on
         self._copies: dict[int, tuple[NDArray[np.int32], NDArray[np.int64]]] = {}
+        self._read_before: NDArray[np.uint64] | None = None
         self.measure_seconds = 0.0
         self.last_rows: list[protocol.Bytes] = []
         self.last_shares: list[float] = []
@@ -170,13 +171,11 @@ class Placement:
                        "the hottest are mirrored, the others distributed")  # fmt: skip
             budget = max(room, 0)
         ids = numa_plan.mirrored(self._table, self._padded(heat), budget)
-        teams = len(self.choice.teams)
-        expert = np.asarray(self._table.expert)[ids]
-        # One of the copies is the page cache: it goes round the nodes, so that all hold as much.
-        dense = np.cumsum(expert < 0) - 1
-        layer = np.asarray(self._table.layer)[ids]
-        self.mirrored = ids
-        self._home = np.where(expert < 0, dense % teams, (expert + layer) % teams).astype(np.int32)
+        # One of the copies is the page cache. Each node holds a stretch of the file, so that few pages are shared.
+        order = np.lexsort((self._table.offset[ids], self._table.file[ids]))
+        before = np.cumsum(nbytes[ids[order]]) - nbytes[ids[order]]
+        self.mirrored, self._home = ids, np.zeros(len(ids), np.int32)
+        self._home[order] = before * len(self.choice.teams) // max(int(nbytes[ids].sum()), 1)
 
     def copy_ready(self, seconds: float = 0.25) -> int:
         """Copy what is populated and not yet on every node, for about so long; how many spans are left. Blocks."""
@@ -220,6 +219,8 @@ class Placement:
         with self._lock:
             old = self.owner
             self._divide(counts)
+            if self._engine.program.reads is not None:
+                self._read_before = self._engine.program.reads.copy()
             assert self.owner is not None
             moved = old != self.owner
             layer, expert = np.asarray(self._table.layer), np.asarray(self._table.expert)
@@ -270,9 +271,14 @@ class Placement:
             counts = page_counts(bases[segments.file] + begin, nbytes, kinds - 1)
             # What a team reads may begin in a page that another owns.
             heads = np.flatnonzero(begin > segments.begin)
-            touched = counts.copy()
             at = segments.begin[heads] // np.uint64(numa_plan.PAGE) * np.uint64(numa_plan.PAGE)
-            touched[heads] += page_counts(bases[segments.file[heads]] + at, np.ones(len(heads)), kinds - 1)
+            head_counts = np.zeros_like(counts)
+            head_counts[heads] = page_counts(bases[segments.file[heads]] + at, np.ones(len(heads)), kinds - 1)
+            head_bytes = np.zeros(len(segments))
+            head_bytes[heads] = np.minimum(begin[heads], segments.end[heads]) - segments.begin[heads]
+            body = np.divide(segments.nbytes - head_bytes, nbytes / numa_plan.PAGE,
+                             out=np.zeros(len(segments)), where=nbytes > 0)  # fmt: skip
+            read = counts * body[:, None] + head_counts * head_bytes[:, None]
             gaps = np.flatnonzero((counts[:, -1] > 0) & (nbytes > 0))
             cached = np.zeros(len(segments), np.int64)
             if len(gaps) and not self._mapping.blind:
@@ -284,7 +290,7 @@ class Placement:
                 nbytes = np.asarray(self._table.nbytes)[ids]
                 copies[team] = (ids, page_counts(self._spans.at[team][ids], nbytes, kinds - 1))
             self.counts, self._measured, self._copies, self._cached = counts, segments, copies, cached
-            self._touched = touched
+            self._read = read
         self.last_rows, self.last_shares = self.rows(), self.local_share()
         self.measure_seconds = time.monotonic() - started
         self._next_look = time.monotonic() + max(EVERY_SECONDS, self.measure_seconds / MEASURE_SHARE)
@@ -349,23 +355,23 @@ class Placement:
         return found
 
     def local_share(self) -> list[float]:
-        """Per team: the share of the weight bytes it has read since the start that came from its node's memory, pages
+        """Per team: the share of the weight bytes it has read that came from its node's memory, pages
         that it shares with other teams included.
 
-        Bytes read are counted by the program per team and span; where they lie is the last look's. Before the first
-        step every mapped byte counts once.
+        Bytes read are counted by the program per team and span, since experts were last dealt out; where they lie is
+        the last look's. Before the first step every mapped byte counts once.
         """
         if self.counts is None:
             return []
         segments, teams = self._measured, len(self.choice.teams)
         spans = len(self._table.nbytes)
-        reads = self._engine.program.reads
+        reads = self._reads()
         shares = []
         for team in range(teams):
             node = self.choice.memory[team]
             mine = segments.team == team
-            near = np.bincount(segments.span[mine], self._touched[mine, node], spans)
-            there = np.bincount(segments.span[mine], self._touched[mine, :-1].sum(axis=1), spans)
+            near = np.bincount(segments.span[mine], self._read[mine, node], spans)
+            there = np.bincount(segments.span[mine], self._read[mine, :-1].sum(axis=1), spans)
             if team in self._copies:
                 ids, copies = self._copies[team]
                 near[ids], there[ids] = copies[:, node], copies[:, :-1].sum(axis=1)
@@ -379,9 +385,14 @@ class Placement:
             shares.append(float((weight * part).sum() / total) if total else 0.0)
         return shares
 
+    def _reads(self) -> NDArray[np.uint64] | None:
+        """Weight bytes read per team and span since experts were last dealt out."""
+        reads = None if self._engine is None else self._engine.program.reads
+        return reads if reads is None or self._read_before is None else reads - self._read_before
+
     def load(self) -> float | None:
         """max/mean over teams of the weight bytes of experts that each has read, per thread; None: no step yet."""
-        reads = None if self._engine is None else self._engine.program.reads
+        reads = self._reads()
         if reads is None:
             return None
         done = reads[:, np.asarray(self._table.expert) >= 0].sum(axis=1) / np.array([len(t) for t in self.choice.teams])

@@ -19,7 +19,8 @@ NO_GUEST = 125
 @pytest.fixture(scope="module")
 def guests() -> dict[int, subprocess.Popen[str]]:
     """Both at once: each is mostly one thread of emulation."""
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HEARTHD_ISA": ""}
+    # QEMU emulates AVX2 so that numpy's argsort comes out unsorted.
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 X86_V3"}
     return {
         nodes: subprocess.Popen(
             [HERE / "guest", *shape, "--", sys.executable, HERE / "checks.py", MODEL, "/mnt", "/dev/shm"],
@@ -57,7 +58,7 @@ def test_placement(guests, nodes):
     assert found["cached_elsewhere"]["settled"][0] > 0
     assert found["kv"] == 1.0
 
-    assert min(found["mirror"]["100%"]["local"]) >= 0.995
+    assert min(found["mirror"]["100%"]["local"]) >= 0.999
     half = found["mirror"]["50%"]
     assert half["mirrored_bytes"] <= half["of_bytes"] / 2
     assert half["read_from_mirrored"] > 0.5  # the hottest half
