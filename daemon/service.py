@@ -84,7 +84,11 @@ class Service:
                 binding.close()
             context.destroy(linger=500)
             self._notifier.close()
-        return exit_codes.FAILURE if self._failure is not None else exit_codes.OK
+        if self._failure is not None:
+            from .model.gguf import ModelError
+
+            return exit_codes.DATA if isinstance(self._failure, ModelError) else exit_codes.FAILURE
+        return exit_codes.OK
 
     def stop(self, reason: str, failure: BaseException | None = None) -> None:
         """Begin to end; the first call counts."""
@@ -107,8 +111,11 @@ class Service:
                 nursery.start_soon(hearth.residency.run)
             try:
                 await hearth.prepare()
-            except Exception as error:
-                log.exception("the model cannot be served")
+            except Exception as caught:
+                error: BaseException = caught
+                while isinstance(error, BaseExceptionGroup):  # a nursery's; the first cause is what people want to read
+                    error = error.exceptions[0]
+                log.debug("the model cannot be served", exc_info=error)
                 telemetry.say("engine", f"the model cannot be served: {error}", level="error")
                 self.stop(f"the model cannot be served: {error}", error)
                 return

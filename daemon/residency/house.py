@@ -61,6 +61,9 @@ class Residency:
         self._options = options
         layers = int(np.max(table.layer, initial=-1)) + 1
         experts = int(table.n_expert)
+        chosen = np.asarray(table.expert) >= 0
+        pairs = np.asarray(table.layer)[chosen] * max(experts, 1) + np.asarray(table.expert)[chosen]
+        self._pairs = len(np.unique(pairs))  # of layer and expert
         self.heat = Heat(layers if experts else 0, experts, int(model.hyper("expert_used_count") or 1))
         self.ledger = Ledger(mapping, table)
         self.budgeter = budgeter or Budgeter(options.memory_budget)
@@ -416,6 +419,7 @@ class Residency:
             "warm_rate": self._warm_rate, "queue_depths": [int(row["waiting"]) for row in queue.values()],
             "populated_bytes": int(sum(row["read"] for row in queue.values())), "populate_rate": self._warm_rate,
             "lookahead_reading": self.lookahead.reading, "lookahead_reason": self.lookahead.reason,
+            "experts_used": int(np.count_nonzero(self.heat.counts_seen())), "experts_total": self._pairs,
             "faults_minor_per_token": self.keeper.minor_per_token,
             "faults_major_per_token": self.keeper.major_per_token,
             "local_share": self.placement.last_shares if self.placement is not None else [],
