@@ -17,6 +17,7 @@ from hearthd.cyext.spans import Spans
 
 from . import protocol, topology
 from .config import Config
+from .model import architectures
 from .model.gguf import ModelError, open_model
 from .model.sampling import Sampler
 from .model.spans import SpanTable
@@ -42,6 +43,7 @@ class Hearth:
 
         self.model = open_model(config.model)
         self.table = SpanTable.build(self.model)
+        architectures.check(self.model, self.table)
         self.mapping = Mapping(self.model.paths)
         self.topology = topology.read()
         self.threads = config.threads or self.topology.threads

@@ -12,9 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from hearthd.cyext import program as cy
 from hearthd.daemon.model import architectures
-from hearthd.daemon.model.gguf import ModelError
 from hearthd.daemon.model.graph import Graph, Tensors
-from hearthd.daemon.model.hyper import Hyper, Keys
+from hearthd.daemon.model.hyper import Hyper
 
 Want = Literal["none", "last", "all"]
 
@@ -91,22 +90,8 @@ class Engine:
         self._model = model
         self._table = table
         self._lock = threading.Lock()
-        architecture = model.metadata.get("general.architecture", "")
-        if architecture not in architectures.KNOWN:
-            raise ModelError(
-                model.paths[0],
-                f"architecture {architecture!r} is unknown; known are {', '.join(sorted(architectures.KNOWN))}",
-            )
-        module = architectures.find(architecture)
-        embedding = model.tensors.get("token_embd.weight")
-        if embedding is None:
-            raise ModelError(model.paths[0], "the tensor is missing", tensor="token_embd.weight")
-        try:
-            self.hyper: Hyper = module.hyperparameters(Keys(model.metadata), int(embedding.shape[1]))
-        except KeyError as error:
-            raise ModelError(model.paths[0], f"metadata key {error.args[0]} is missing") from error
-        except (ValueError, TypeError) as error:
-            raise ModelError(model.paths[0], f"metadata: {error}") from error
+        self.hyper: Hyper
+        module, self.hyper = architectures.describe(model)
         h = self.hyper
         self.context = min(context, h.n_context_train) if h.n_context_train else context
         self.batch = batch

@@ -36,7 +36,7 @@ class Weight:
 class Tensors:
     """Names tensors and checks them. A mismatch raises ModelError with tensor, shape found and shape expected."""
 
-    def __init__(self, model: Any, table: Any, program: cy.Program) -> None:
+    def __init__(self, model: Any, table: Any, program: Any) -> None:
         self._model = model
         self._table = table
         self._program = program
