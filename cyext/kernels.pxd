@@ -44,6 +44,17 @@ cdef extern from "kernels/kernels.h" nogil:
         float softcap
         int32_t window
         const float *sinks
+    ctypedef struct hd_delta:
+        int32_t rows
+        int32_t dk
+        int32_t dv
+        float *state
+        const float *const *q
+        const float *const *k
+        const float *const *v
+        const float *decay
+        const float *beta
+        float *const *out
     ctypedef struct hd_kernels:
         const char *name
         int32_t panel
@@ -57,6 +68,10 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*attend)(const hd_attend *a, void *scratch) noexcept nogil
         void (*rms_norm)(float *out, const float *x, const float *weight, int64_t n, float eps) noexcept nogil
         void (*silu_mul)(float *out, const float *gate, const float *up, int64_t n) noexcept nogil
+        void (*activate)(int32_t kind, float limit, float alpha, float *out, const float *gate, const float *up,
+                         int64_t n) noexcept nogil
+        void (*convolve)(float *out, const float *const *x, const float *weight, int32_t taps, int64_t n) noexcept nogil
+        void (*delta)(const hd_delta *d) noexcept nogil
         void (*softmax)(float *x, int64_t n) noexcept nogil
         void (*add)(float *out, const float *a, const float *b, int64_t n) noexcept nogil
         void (*axpy)(float *out, float a, const float *x, int64_t n) noexcept nogil

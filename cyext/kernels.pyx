@@ -212,6 +212,45 @@ def silu_mul(gate, up, isa=None):
     return out
 
 
+def activate(int kind, gate, up, float limit=7.0, float alpha=1.702, isa=None):
+    """float32 [n]: activation `kind` (enum hd_activation of kernels.h) of gate and up."""
+    gate, up = floats(gate), floats(up)
+    out = np.empty_like(gate)
+    kernels_for(isa).activate(kind, limit, alpha, <float *> at(out), <const float *> at(gate), <const float *> at(up), gate.size)
+    return out
+
+
+def convolve(x, weight, isa=None):
+    """float32 [n]: silu of the sum over taps of weight [taps, n] * x [taps, n]."""
+    x, weight = floats(x), floats(weight)
+    if x.ndim != 2 or x.shape != weight.shape:
+        raise ValueError(f"rows are {x.shape}, weights {weight.shape}")
+    out = np.empty(x.shape[1], np.float32)
+    rows = np.array([row.ctypes.data for row in x], np.uint64)
+    kernels_for(isa).convolve(<float *> at(out), <const float *const *> at(rows), <const float *> at(weight), x.shape[0],
+                              x.shape[1])
+    return out
+
+
+def delta(q, k, v, decay, beta, state, isa=None):
+    """(out [rows, dv], state [dk, dv] afterwards): the gated delta rule over q, k [rows, dk] and v [rows, dv] (hd_delta)."""
+    cdef hd_delta d
+    q, k, v, decay, beta = floats(q), floats(k), floats(v), floats(decay), floats(beta)
+    state = floats(state).copy()
+    rows, dk = q.shape
+    dv = v.shape[1]
+    if k.shape != q.shape or v.shape[0] != rows or decay.shape != (rows,) or beta.shape != (rows,) or state.shape != (dk, dv):
+        raise ValueError("shapes of queries, keys, values, gates and state do not fit")
+    out = np.zeros((rows, dv), np.float32)
+    pointers = [np.array([row.ctypes.data for row in a], np.uint64) for a in (q, k, v, out)]
+    qp, kp, vp, op = pointers
+    d.rows, d.dk, d.dv, d.state = rows, dk, dv, <float *> at(state)
+    d.q, d.k, d.v = <const float *const *> at(qp), <const float *const *> at(kp), <const float *const *> at(vp)
+    d.decay, d.beta, d.out = <const float *> at(decay), <const float *> at(beta), <float *const *> at(op)
+    kernels_for(isa).delta(&d)
+    return out, state
+
+
 def softmax(x, isa=None):
     """float32 [n]: exp(x - max) / sum."""
     out = np.array(x, np.float32)

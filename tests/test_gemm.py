@@ -43,6 +43,15 @@ def test_only_the_activations_are_rounded(name: str, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", WIDE)
+@pytest.mark.parametrize("name", TYPES)
+def test_float_activations_stay_exact_with_any_weights(name: str, isa: str) -> None:
+    rows, n = 75, 11
+    data, k, x, _ = case(name, rows, n, 3)
+    want = x.astype(np.float64) @ oracle(name, data, rows).astype(np.float64).T
+    assert nmse(kernels.product(TYPES[name], data, rows, k, x, isa, act=ACT_F32), want) < 1e-12
+
+
+@pytest.mark.parametrize("isa", WIDE)
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "Q2_K", "MXFP4", "F16"])
 def test_an_output_depends_on_its_row_and_token_only(name: str, isa: str) -> None:
     rows, n = 100, 23
