@@ -335,7 +335,7 @@ class Placement:
         teams, mapped bytes by the node that they lie on. Blocks."""
         if self.look(force=True):
             shares = self.local_share()
-            found = []
+            found: list[dict[str, Any]] = []
             for row in self.rows():
                 near = [share for share, node in zip(shares, self.choice.memory, strict=True) if node == row.node]
                 found.append({"node": row.node, "role": row.role, "wrong_node": row.wrong_node,
@@ -346,13 +346,13 @@ class Placement:
         bases = np.array([self._mapping.address(k) for k in range(len(self._mapping.paths))], np.uint64)
         counts = page_counts(bases[table.file] + table.offset, table.nbytes, 64)
         expert = np.asarray(table.expert) >= 0
-        found = []
+        mapped: list[dict[str, Any]] = []
         for node in np.flatnonzero(counts[:, :-1].sum(axis=0)).tolist():
             for role, chosen in (("dense", ~expert), ("expert", expert)):
                 nbytes = int(counts[chosen, node].sum()) * numa_plan.PAGE
                 if nbytes:
-                    found.append({"node": node, "role": role, "total": nbytes, "mapped": nbytes})
-        return found
+                    mapped.append({"node": node, "role": role, "total": nbytes, "mapped": nbytes})
+        return mapped
 
     def local_share(self) -> list[float]:
         """Per team: the share of the weight bytes it has read that came from its node's memory, pages

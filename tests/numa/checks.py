@@ -52,7 +52,7 @@ class Placed:
         self.queue = PopulateQueue(self.spans, workers=1, **self.choice.queue_options(MACHINE))
         self.placement = Placement(self.choice, table, self.mapping, self.spans, self.queue, budget)
         self.engine = Engine(self.model, table, self.spans, self.queue, teams=self.choice.teams,
-                             nodes=self.choice.memory, context=128, sequences=1, batch=64)  # fmt: skip
+                             nodes=self.choice.memory, context=128, sequences=1, batch=64, spin=1)  # fmt: skip
         self.placement.attach(self.engine, np.zeros((0, 0)) if heat is None else heat)
 
     def populate(self) -> None:
