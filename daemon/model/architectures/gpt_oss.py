@@ -38,5 +38,5 @@ def graph(h: Hyper, w: Weights, g: Graph) -> None:
         return {"window": h.more["window"] if layer % 2 == 0 else 0, "sinks": w.sinks[layer]}
 
     rope = g.rope(h.rope_width, h.rope_base, **h.more["scaling"])
-    experts = {"activation": SWIGLU_OAI, "limit": LIMIT, "alpha": ALPHA, "gating": SOFTMAX_CHOSEN}
+    experts: dict[str, Any] = {"activation": SWIGLU_OAI, "limit": LIMIT, "alpha": ALPHA, "gating": SOFTMAX_CHOSEN}
     decoder.graph(h, w.decoder, g, rope, attention=attention, **experts)
