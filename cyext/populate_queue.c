@@ -75,6 +75,7 @@ struct hd_queue {
     double rate, next_background;
     hd_arena *arena;               /* or NULL */
     int32_t *victim, n_victims;    /* whose slots go first */
+    int64_t mapping_room;
     int32_t next_victim[16];       /* per size of slot */
     uint64_t arena_used, replaced, full;
     worker *workers;
@@ -466,6 +467,10 @@ static int take_slots(hd_queue *q, const job *j) {
         }
         /* One that is half populated in the mapping is finished there, as one that began in a slot is in its slot. */
         if (q->cover[j->cls] <= 1 || !hd_arena_member(q->arena, s) || j->begin > q->offset[s]) continue;
+        if (q->mapping_room >= (int64_t)q->spans->nbytes[s]) {
+            q->mapping_room -= (int64_t)q->spans->nbytes[s];
+            continue;
+        }
         int got = hd_arena_take(q->arena, s);
         if (!got && make_room(q, hd_arena_size_of(q->arena, s))) got = hd_arena_take(q->arena, s);
         if (got) q->arena_used += q->spans->nbytes[s];
@@ -918,6 +923,12 @@ int hd_queue_victims(hd_queue *q, const int32_t *spans, int32_t n) {
     pthread_mutex_unlock(&q->lock);
     free(old);
     return 0;
+}
+
+void hd_queue_mapping_room(hd_queue *q, int64_t bytes) {
+    pthread_mutex_lock(&q->lock);
+    q->mapping_room = bytes;
+    pthread_mutex_unlock(&q->lock);
 }
 
 uint64_t hd_queue_arena_limit(hd_queue *q, uint64_t bytes) {

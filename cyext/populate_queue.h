@@ -85,6 +85,8 @@ int hd_queue_drain(hd_queue *q, enum hd_class cls, double seconds);
 int hd_queue_arena(hd_queue *q, const uint8_t *member, uint64_t bytes);
 /* Whose slot to take when none is free, in this order: the worker takes the first of the size that nobody reads. */
 int hd_queue_victims(hd_queue *q, const int32_t *spans, int32_t n);
+/* Spans of so many bytes go to the mapping, whose pages the kernel can take, before any goes to the arena. */
+void hd_queue_mapping_room(hd_queue *q, int64_t bytes);
 /* No more memory than this, see hd_arena_limit; returns what is taken now. */
 uint64_t hd_queue_arena_limit(hd_queue *q, uint64_t bytes);
 typedef struct hd_arena_counts { uint64_t capacity, taken, used, replaced, full; } hd_arena_counts;

@@ -239,6 +239,10 @@ cdef class PopulateQueue:
         if hd_queue_victims(self.get(), p, <int32_t>view.shape[0]):
             raise MemoryError
 
+    def set_mapping_room(self, int64_t nbytes):
+        """Spans of so many bytes go to the mapping before any goes to the arena."""
+        hd_queue_mapping_room(self.get(), nbytes)
+
     def limit_arena(self, uint64_t nbytes):
         """No more memory than this: that of free slots goes back. The bytes that are taken now."""
         cdef hd_queue *q = self.get()

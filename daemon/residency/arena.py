@@ -8,10 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from hearthd.cyext.spans import READY
 from numpy.typing import NDArray
 
 from .text import gib
 
+SHARE = 0.4  # of the room for experts. The kernel cannot take an arena's pages: when a limit falls by a step, what the
+# mapping holds beside it is what keeps us from being killed before we have shrunk.
+MOVED = 32 << 20  # bytes of the coldest spans that leave the mapping per tick for hotter ones
 SLACK = 0.02  # of the budget: what is left to the mapping for spans that find no slot
 STEADY = 0.01  # of the budget: moves smaller than this leave the arena's size alone
 
@@ -24,10 +28,13 @@ class Arena:
         self.in_use = False
         self.reason = "not decided yet"
         self._limit = 0
+        self._nbytes = np.asarray(spans.nbytes, dtype=np.int64)
+        self._member = np.zeros(len(self._nbytes), dtype=bool)
         self._replaced = -1
 
     def begin(self, ids: NDArray[np.int32], fits: bool, room: int, budget: int) -> None:
         """ids: expert spans; room: bytes that the budget leaves to them. Cheap: address space only."""
+        self._member[ids] = True
         if self.setting == "mapping":
             self.reason = "as asked"
         elif fits and self.setting != "arena":
@@ -37,9 +44,10 @@ class Arena:
         elif not len(ids):
             self.reason = "there are no experts"
         else:
-            size = max(room - int(budget * SLACK), 0)
+            size = int(room * SHARE)
             try:
                 self._queue.make_arena(ids, size)
+                self._queue.set_mapping_room(room - int(budget * SLACK) - size)
             except OSError as error:
                 self.reason = f"the model does not fit, but there is no arena here: {error.strerror}"
                 return
@@ -62,10 +70,22 @@ class Arena:
         """Follow the budget: memory of free slots goes back to the kernel. What must be evicted for it went before."""
         if not self.in_use:
             return
-        size = max(room - int(budget * SLACK), 0)
+        mapped = int(self._nbytes[(self._spans.state == READY) & ~self.mask() & self._member].sum())
+        size = int(room * SHARE)
+        self._queue.set_mapping_room(max(room - int(budget * SLACK) - size - mapped, 0))
         if abs(size - self._limit) > budget * STEADY or self.taken() > max(size, self._limit):
             self._limit = size
             self._queue.limit_arena(size)
+
+    def excess(self, room: int, budget: int) -> bool:
+        """The arena holds more than its share of a room that has become smaller."""
+        return self.in_use and int(self._queue.arena()["used"]) - int(room * SHARE) > budget * STEADY
+
+    def too_many(self, room: int, coldest: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The coldest of the arena's spans that have to go for it to keep to its share."""
+        excess = int(self._queue.arena()["used"]) - int(room * SHARE)
+        ids = coldest[self.mask()[coldest]]
+        return ids[: int(np.searchsorted(np.cumsum(self._nbytes[ids]), excess)) + 1]
 
     def wants_victims(self) -> bool:
         """The order of victims is old: a quarter of it has been used up, or there is none yet."""
@@ -82,6 +102,12 @@ class Arena:
 
     def set_victims(self, coldest: NDArray[np.int32]) -> None:
         self._queue.set_victims(coldest[self.mask()[coldest]])
+
+    def misplaced(self, coldest: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Of the coldest twentieth, those in the mapping, where no newcomer replaces them; MOVED bytes at most."""
+        ids = coldest[: len(coldest) // 20]
+        ids = ids[~self.mask()[ids]]
+        return ids[np.cumsum(self._nbytes[ids]) <= MOVED]
 
     def status(self) -> dict[str, Any]:
         """in_use: arena or mapping, why, and what the arena holds."""

@@ -15,7 +15,8 @@ DEFAULT_SHARE = 0.8  # of RAM, when the operator says nothing
 RESERVE_SHARE, RESERVE_LEAST, RESERVE_MOST = 0.04, 64 << 20, 2 << 30  # kept free below every limit
 STEP = 1 / 16  # of the limit: what one sign of pressure takes away, and one quiet period gives back
 PRESSURE_PERCENT = 10.0  # of the last ten seconds in which somebody waited for memory
-QUIET_SECONDS = 30.0
+MOST_HELD_BACK = 0.5  # of the limit
+QUIET_SECONDS = 15.0
 UNLIMITED = 1 << 60  # version 1 writes "no limit" as a number near 2^63
 
 
@@ -42,6 +43,7 @@ class Budgeter:
         self._asked = parse_budget(setting, total)
         self._held_back = 0.0
         self._last_pressure = float("-inf")
+        self._evicted = 0
 
     def read(self, locked: int = 0) -> Budget:
         """locked: our mlocked bytes, which MemAvailable leaves out though they are part of the model."""
@@ -59,12 +61,14 @@ class Budgeter:
     def brake(self, now: float, evicted_recently: int, resident: int) -> bool:
         """Take a step back when memory is short or the kernel evicts what we want, forward when it has been quiet.
 
-        evicted_recently: bytes of ours that cachestat says were evicted and would have been used. True: it moved.
+        evicted_recently: bytes of ours that cachestat says were evicted and would have been used; what counts is by how
+        much they have grown since the last time, as they stay in the kernel's books. True: it moved.
         """
-        short = self.pressure() > PRESSURE_PERCENT or evicted_recently > max(resident * 0.02, 32 << 20)
+        fresh, self._evicted = evicted_recently - self._evicted, evicted_recently
+        short = self.pressure() > PRESSURE_PERCENT or fresh > max(resident * 0.02, 32 << 20)
         if short and now - self._last_pressure >= 1.0:
             self._last_pressure = now
-            self._held_back = min(self._held_back + STEP, 0.75)
+            self._held_back = min(self._held_back + STEP, MOST_HELD_BACK)
             return True
         if not short and self._held_back and now - self._last_pressure >= QUIET_SECONDS:
             self._last_pressure = now

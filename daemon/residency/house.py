@@ -195,9 +195,15 @@ class Residency:
             self.budget = self.budgeter.read(locked + self.arena.taken())
             self._say_budget()
         self.keeper.trim(self.budget.bytes, self.heat.counts)
+        room = self.expert_room()
+        if self.arena.excess(room, self.budget.bytes):
+            self.keeper.give_back(self.arena.too_many(room, self.keeper.coldest(self.heat.counts)))
         self.arena.resize(self.expert_room(), self.budget.bytes)
         if self.arena.wants_victims():
-            self.arena.set_victims(self.keeper.coldest(self.heat.counts))
+            coldest = self.keeper.coldest(self.heat.counts)
+            self.arena.set_victims(coldest)
+            if self.heat.verdict()[0]:
+                self.keeper.give_back(self.arena.misplaced(coldest))
 
     def _look_ahead(self) -> None:
         engine = self._engine
