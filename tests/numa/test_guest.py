@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,22 @@ NO_GUEST = 125
 
 
 @pytest.fixture(scope="module")
-def guests() -> dict[int, subprocess.Popen[str]]:
+def guests() -> Iterator[dict[int, subprocess.Popen[str]]]:
     """Both at once: each is mostly one thread of emulation."""
     # QEMU emulates AVX2 so that numpy's argsort comes out unsorted.
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 X86_V3"}
-    return {
+    running = {
         nodes: subprocess.Popen(
             [HERE / "guest", *shape, "--", sys.executable, HERE / "checks.py", MODEL, "/mnt", "/dev/shm"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )
         for nodes, shape in SHAPES.items()
     }  # fmt: skip
+    yield running
+    for guest in running.values():
+        if guest.poll() is None:
+            guest.terminate()
+            guest.wait()
 
 
 def found_in(guest: subprocess.Popen[str]) -> dict:
