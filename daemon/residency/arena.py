@@ -15,7 +15,6 @@ from .text import gib
 
 SHARE = 0.4  # of the room for experts. The kernel cannot take an arena's pages: when a limit falls by a step, what the
 # mapping holds beside it is what keeps us from being killed before we have shrunk.
-MOVED = 32 << 20  # bytes of the coldest spans that leave the mapping per tick for hotter ones
 SLACK = 0.02  # of the budget: what is left to the mapping for spans that find no slot
 STEADY = 0.01  # of the budget: moves smaller than this leave the arena's size alone
 
@@ -102,12 +101,6 @@ class Arena:
 
     def set_victims(self, coldest: NDArray[np.int32]) -> None:
         self._queue.set_victims(coldest[self.mask()[coldest]])
-
-    def misplaced(self, coldest: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Of the coldest twentieth, those in the mapping, where no newcomer replaces them; MOVED bytes at most."""
-        ids = coldest[: len(coldest) // 20]
-        ids = ids[~self.mask()[ids]]
-        return ids[np.cumsum(self._nbytes[ids]) <= MOVED]
 
     def status(self) -> dict[str, Any]:
         """in_use: arena or mapping, why, and what the arena holds."""

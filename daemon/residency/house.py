@@ -200,10 +200,7 @@ class Residency:
             self.keeper.give_back(self.arena.too_many(room, self.keeper.coldest(self.heat.counts)))
         self.arena.resize(self.expert_room(), self.budget.bytes)
         if self.arena.wants_victims():
-            coldest = self.keeper.coldest(self.heat.counts)
-            self.arena.set_victims(coldest)
-            if self.heat.verdict()[0]:
-                self.keeper.give_back(self.arena.misplaced(coldest))
+            self.arena.set_victims(self.keeper.coldest(self.heat.counts))
 
     def _look_ahead(self) -> None:
         engine = self._engine
