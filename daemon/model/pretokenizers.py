@@ -141,7 +141,7 @@ KNOWN: dict[str, PreTokenizer] = {
 @lru_cache(maxsize=8)
 def _compile(patterns: tuple[str, ...]) -> Split:
     # Only when text is first encoded: some 30 ms that a start does not have.
-    import regex  # type: ignore[import-untyped]
+    import regex
 
     compiled = [regex.compile(pattern) for pattern in patterns]
 
