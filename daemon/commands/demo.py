@@ -118,13 +118,17 @@ def _story(
     stream = hearth.generate(given.prompt, max_tokens=given.max_tokens, seed=given.seed)
     for event in stream:
         if len(moments) == 1:
-            moments.append((time.time(), "its first token is here: the prompt was read while the model warmed"))
+            moments.append((time.time(), "its first token is here"))
         sys.stdout.write(event.text)
         sys.stdout.flush()
     print("\n")
     moments.append((time.time(), "the story ends"))
     after = _settled(hearth)
     moments += [(event.time, event.message) for event in after.events if event.code != "stopping"]
+    warm = next((event.time for event in after.events if event.state == "warm"), None)
+    if len(moments) > 1 and moments[1][1].startswith("its first token") and warm is not None:
+        beside = "while the model warmed" if warm > moments[0][0] else "with the model warm already"
+        moments[1] = (moments[1][0], f"its first token is here: the prompt was read {beside}")
     _report(after, sorted(moments), begin, stream.done, _faults(process.pid))
     return 0
 
