@@ -20,6 +20,29 @@ def _ranges(file, offset, nbytes):
     return file, offset, nbytes
 
 
+ctypedef int (*count_t)(const hd_mapping *m, int64_t n, const int32_t *file, const uint64_t *offset, const uint64_t *bytes,
+                        uint64_t *out) noexcept nogil
+
+
+cdef _bytes(Mapping mapping, count_t count, where, file, offset, nbytes):
+    """What one of the kernel's books says of each range: uint64 [n]."""
+    file, offset, nbytes = _ranges(file, offset, nbytes)
+    cdef const int32_t[::1] f = file
+    cdef const uint64_t[::1] o = offset, b = nbytes
+    out = np.zeros(len(offset), dtype=np.uint64)
+    cdef uint64_t[::1] r = out
+    cdef int64_t n = len(offset)
+    cdef int error
+    cdef hd_mapping *m = mapping.get()
+    if n == 0:
+        return out
+    with nogil:
+        error = count(m, n, &f[0], &o[0], &b[0], &r[0])
+    if error:
+        raise OSError(error, os.strerror(error), where)
+    return out
+
+
 cdef class Mapping:
     """Every file PROT_READ and MAP_SHARED at a 2 MiB aligned address, with a readable zero page behind its end.
 
@@ -129,21 +152,7 @@ cdef class Mapping:
 
     def cached(self, file, offset, nbytes):
         """Bytes of each range in the page cache, by mincore: uint64 [n]. Meaningless when `blind`."""
-        file, offset, nbytes = _ranges(file, offset, nbytes)
-        cdef const int32_t[::1] f = file
-        cdef const uint64_t[::1] o = offset, b = nbytes
-        out = np.zeros(len(offset), dtype=np.uint64)
-        cdef uint64_t[::1] r = out
-        cdef int64_t n = len(offset)
-        cdef int error
-        cdef hd_mapping *m = self.get()
-        if n == 0:
-            return out
-        with nogil:
-            error = hd_cached(m, n, &f[0], &o[0], &b[0], &r[0])
-        if error:
-            raise OSError(error, os.strerror(error), "mincore")
-        return out
+        return _bytes(self, hd_cached, "mincore", file, offset, nbytes)
 
     def cachestat(self, file, offset, nbytes):
         """(cached, recently evicted) of the pages that each range touches, in bytes of whole pages: uint64 [n, 2].
@@ -168,21 +177,7 @@ cdef class Mapping:
 
     def mapped(self, file, offset, nbytes):
         """Bytes of each range in this process's page table, by /proc/self/pagemap: uint64 [n]. Cheapest when sorted."""
-        file, offset, nbytes = _ranges(file, offset, nbytes)
-        cdef const int32_t[::1] f = file
-        cdef const uint64_t[::1] o = offset, b = nbytes
-        out = np.zeros(len(offset), dtype=np.uint64)
-        cdef uint64_t[::1] r = out
-        cdef int64_t n = len(offset)
-        cdef int error
-        cdef hd_mapping *m = self.get()
-        if n == 0:
-            return out
-        with nogil:
-            error = hd_mapped(m, n, &f[0], &o[0], &b[0], &r[0])
-        if error:
-            raise OSError(error, os.strerror(error), "/proc/self/pagemap")
-        return out
+        return _bytes(self, hd_mapped, "/proc/self/pagemap", file, offset, nbytes)
 
     def page_nodes(self, addresses):
         """NUMA node of the page at each address, or a negative errno (-14 or -2: not mapped): int32 [n]."""

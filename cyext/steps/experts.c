@@ -148,7 +148,7 @@ static int group(hd_step *s, const hd_op *op) {
     const hd_program *p = s->p;
     int32_t used = op->i[0], n = s->n, experts = p->n_experts, pairs = n * used;
     const hd_weight *up = weight(s, op, UP), *down = weight(s, op, DOWN);
-    int32_t *count = s->use_of;
+    int32_t *count = s->counts;
     memset(count, 0, sizeof(int32_t) * (size_t)(experts + 1));
     for (int32_t r = 0; r < n; r++) {
         const int32_t *chosen = (const int32_t *)hd_row(s, op->in[1], r);

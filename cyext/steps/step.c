@@ -240,16 +240,15 @@ hd_step *hd_step_new(const hd_program *p) {
     s->mid = malloc(sizeof *s->mid * pairs);
     s->mid_x = malloc(sizeof *s->mid_x * pairs);
     s->pair_row = malloc(sizeof(int32_t) * pairs);
-    s->pair_slot = malloc(sizeof(int32_t) * pairs);
     s->pair_at = malloc(sizeof(int32_t) * pairs);
     s->uses = malloc(sizeof *s->uses * (size_t)experts);
-    s->use_of = malloc(sizeof(int32_t) * (size_t)(experts + 1));
+    s->counts = malloc(sizeof(int32_t) * (size_t)(experts + 1));
     s->wave = malloc(sizeof(int32_t) * (size_t)experts);
     s->missing = malloc(sizeof(int32_t) * (size_t)experts * 3);
     s->work_floats = 4 * (size_t)experts + 64;
     s->work = malloc(sizeof(float) * s->work_floats);
-    if (!s->x || !s->out0 || !s->out1 || !s->mid || !s->mid_x || !s->pair_row || !s->pair_slot || !s->pair_at || !s->uses ||
-        !s->use_of || !s->wave || !s->missing || !s->work) {
+    if (!s->x || !s->out0 || !s->out1 || !s->mid || !s->mid_x || !s->pair_row || !s->pair_at || !s->uses ||
+        !s->counts || !s->wave || !s->missing || !s->work) {
         hd_step_free(s);
         return NULL;
     }
@@ -259,8 +258,8 @@ hd_step *hd_step_new(const hd_program *p) {
 void hd_step_free(hd_step *s) {
     if (!s) return;
     free(s->x); free(s->out0); free(s->out1); free(s->mid); free(s->mid_x);
-    free(s->pair_row); free(s->pair_slot); free(s->pair_at);
-    free(s->uses); free(s->use_of); free(s->wave); free(s->missing); free(s->work); free(s->items);
+    free(s->pair_row); free(s->pair_at);
+    free(s->uses); free(s->counts); free(s->wave); free(s->missing); free(s->work); free(s->items);
     hd_memory_free(s->pair_hidden); hd_memory_free(s->pair_gate); hd_memory_free(s->pair_out);
     hd_memory_free(s->pair_packed);
     free(s);

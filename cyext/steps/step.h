@@ -137,9 +137,9 @@ struct hd_step {
     /* the running matmul or experts operation */
     hd_buffer *pack_buffer; int32_t pack_kind;
     const uint8_t **x; float **out0; float **out1; float **mid; const uint8_t **mid_x;   /* pointer arrays [pairs] */
-    int32_t *pair_row, *pair_slot;         /* [pairs] pairs sorted by expert */
+    int32_t *pair_row;                     /* [pairs] the row of each pair, sorted by expert */
     int32_t *pair_at;                      /* [row * used + slot] -> place in the sorted order */
-    hd_expert_use *uses; int32_t n_uses; int32_t *use_of;     /* uses of this wave's experts */
+    hd_expert_use *uses; int32_t n_uses; int32_t *counts;     /* what is used; [experts + 1] for the sort */
     int32_t *wave, n_wave, left;
     int32_t *missing; int32_t n_missing;
     float *pair_hidden, *pair_gate, *pair_out; uint8_t *pair_packed;   /* scratch of the experts operation */
