@@ -203,12 +203,25 @@ class Hearth:
         return dict(await self.residency.residency_by(by))
 
     async def experts(self, layer: int | None) -> dict[str, Any]:
-        """Per layer with experts: how often each was routed to since the start, its heat, how much is resident."""
+        """Per layer with experts: how often each was routed to since the start, its heat, how much is resident; per
+        tensor how many experts were used at all, and in a step on the average, of how many."""
         data = dict(await self.residency.experts(layer))
-        counts = self.engine.expert_counts
         for row in data["layers"]:
-            row["counts"] = counts[row["layer"]].tolist()
+            row.update(self._usage(row["layer"]))
         return data
+
+    def _usage(self, layer: int) -> dict[str, Any]:
+        counts = self.engine.expert_counts[layer]
+        steps, used, _ = (int(n) for n in self.engine.expert_touched[layer])
+        per_step = round(used / steps, 2) if steps else 0.0
+        tensors = []
+        for name, spans in self.table.expert_tensors(layer):
+            found = self.model.tensors[self.table.names[self.table.tensor[spans[0]]]]
+            tensors.append({
+                "name": name, "type": found.type_name, "total": len(spans), "used": int((counts > 0).sum()),
+                "used_per_step": per_step, "bytes_per_step": round(per_step * int(self.table.nbytes[spans[0]])),
+            })  # fmt: skip
+        return {"counts": counts.tolist(), "steps": steps, "tensors": tensors}
 
     async def warm(self, select: protocol.Selection, *, wait: bool, progress: Any) -> dict[str, Any]:
         return dict(await self.residency.warm(select, wait=wait, progress=progress))

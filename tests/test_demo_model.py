@@ -38,6 +38,10 @@ def test_what_it_says_of_itself(start_daemon: Callable[..., Any]) -> None:
             assert row["total"] == sum(row[state] for state in ("mapped", "cached", "deferred", "unknown"))
         layers = hearth.experts()["layers"]
         assert [sum(layer["counts"]) for layer in layers] == [2 * len(tokens)] * 5
+        for layer in layers:
+            used = sum(count > 0 for count in layer["counts"])  # in the one step there was, too
+            found = [(row["used"], row["total"], row["used_per_step"]) for row in layer["tensors"]]
+            assert found == [(used, 16, used)] * 3
         with pytest.raises(client.RequestError, match=r"65 tokens.* 64"):
             list(hearth.generate(tokens=[5] * 65))
         assert hearth.generate(tokens=[5] * 60, max_tokens=20, ignore_eos=True).done.reason == "context"

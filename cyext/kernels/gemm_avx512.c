@@ -146,7 +146,7 @@ static void multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind
 
 #define LEAST 4 /* tokens; fewer are the direct products' */
 
-static const hd_panel_way way = {multiply, 6, 0};
+const hd_panel_way hd_panel_way_avx512 = {multiply, 6, 0};
 
 static const hd_panel_kind *takes_bytes(const hd_product *p)
 {
@@ -157,7 +157,7 @@ int hd_gemm_avx512(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 {
     const hd_panel_kind *kind = takes_bytes(p);
     if (p->n < LEAST) return 0;
-    if (kind) hd_panel_product(p, r0, r1, scratch, kind, &way);
+    if (kind) hd_panel_product(p, r0, r1, scratch, kind, &hd_panel_way_avx512);
     else if (takes_float(p)) float_product(p, r0, r1, scratch);
     else return 0;
     return 1;

@@ -65,6 +65,7 @@ typedef struct hd_panel_way {
     hd_panel_multiply *multiply;
     int32_t width, gathered;
 } hd_panel_way;
+extern const hd_panel_way hd_panel_way_avx2, hd_panel_way_avx512;
 
 /* Tokens of the group that begins when `left` remain: groups are of nearly equal width, since one of a single token would
  * wait on its own additions. */

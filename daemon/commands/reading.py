@@ -14,6 +14,7 @@ def register(add: Add) -> None:
     residency.add_argument("--by", choices=["role", "layer", "node", "tensor"], default="role")
     experts = add("experts", "how often each expert was used, and how much of it is resident", run_experts, json=True)
     experts.add_argument("--layer", type=int, help="of one layer, expert by expert")
+    experts.add_argument("--tensors", action="store_true", help="tensor by tensor: used/total, also in a step")
 
 
 def run_status(given: argparse.Namespace) -> None:
@@ -86,7 +87,13 @@ def run_experts(given: argparse.Namespace) -> None:
     if given.json:
         print_json(data)
         return
-    rows = []
+    rows: list[list[Any]] = []
+    if given.tensors:
+        for t in (tensor for layer in data["layers"] for tensor in layer.get("tensors", [])):
+            rows.append([t["name"], t["type"], f"{t['used']}/{t['total']}", f"{t['used_per_step']:.1f}/{t['total']}",
+                         size(t["bytes_per_step"])])  # fmt: skip
+        print(table(["tensor", "type", "used/total", "in a step", "bytes of a step"], rows))
+        return
     for layer in data["layers"]:
         counts = layer["counts"]
         if given.layer is not None:
@@ -95,8 +102,11 @@ def run_experts(given: argparse.Namespace) -> None:
         else:
             total = sum(counts)
             busiest = f"{100 * max(counts) / total:.0f} %" if total else "-"
-            rows.append([layer["layer"], total, sum(count > 0 for count in counts), busiest, layer.get("resident", "")])
+            per_step = max((tensor["used_per_step"] for tensor in layer.get("tensors", [])), default=0.0)
+            rows.append([layer["layer"], total, f"{sum(count > 0 for count in counts)}/{len(counts)}",
+                         f"{per_step:.1f}/{len(counts)}", busiest, layer.get("resident", "")])  # fmt: skip
     if given.layer is not None:
         print(table(["layer", "expert", "used", "resident"], rows))
     else:
-        print(table(["layer", "routed", "experts used", "busiest", "resident (tenths, # whole, ? unknown)"], rows))
+        head = ["layer", "routed", "used/total", "in a step", "busiest", "resident (tenths, # whole, ? unknown)"]
+        print(table(head, rows))

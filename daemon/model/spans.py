@@ -61,6 +61,11 @@ class SpanTable:
         """Spans [n_expert] of the expert tensor `blk.N.ffn_PART_exps.weight`, merged or split in the file alike."""
         return self._experts[name]
 
+    def expert_tensors(self, layer: int) -> list[tuple[str, Ints]]:
+        """Name `blk.N.ffn_PART_exps.weight` and spans [n_expert] of each expert tensor of a layer."""
+        names = [f"blk.{layer}.ffn_{part}_exps.weight" for part in PARTS]
+        return [(name, self._experts[name]) for name in names if name in self._experts]
+
     def expert_spans(self, layer: int, expert: int) -> Ints:
         """Spans of all parts of one expert; empty in a layer without experts."""
         rows = (self._experts.get(f"blk.{layer}.ffn_{part}_exps.weight") for part in PARTS)
