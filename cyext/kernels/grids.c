@@ -1,5 +1,6 @@
 /* Code books of the IQ types, as the format defines them: the data come from gguf-py/gguf/quants.py (grid_hex), which
  * packs what ggml/src/ggml-common.h lists. An entry holds 8 values of 2 bits (IQ1, IQ2) or 4 of 4 bits (IQ3), lowest first. */
+#include "load.h"
 #include "plane.h"
 
 const uint16_t hd_grid_iq2_xxs[256] = {
@@ -213,3 +214,30 @@ const uint16_t hd_grid_iq1[2048] = {
 /* IQ4_NL's and IQ4_XS's levels; E2M1 (OCP Microscaling Formats 1.0) doubled so that all are whole. */
 const int8_t hd_values_iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 const int8_t hd_values_e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+uint64_t hd_bytes_iq2_xxs[256], hd_bytes_iq2_xs[512], hd_bytes_iq2_s[1024], hd_bytes_iq1[2048];
+uint32_t hd_bytes_iq3_xxs[256], hd_bytes_iq3_s[512];
+float hd_halves_ue4m3[256];
+
+static uint64_t bytes_of(uint16_t entry, int count, const int8_t *levels) {
+    uint64_t bytes = 0;
+    for (int i = 0; i < count; i++)
+        bytes |= (uint64_t)(uint8_t)levels[entry >> (16 / count * i) & (count == 8 ? 3 : 15)] << (8 * i);
+    return bytes;
+}
+
+__attribute__((constructor)) static void make_bytes(void) {
+    static const int8_t two[4] = {8, 25, 43, 0}, one[4] = {-8, 0, 8, 16};
+    static const int8_t three_xxs[16] = {4, 12, 20, 28, 36, 44, 52, 62}, three_s[16] = {1, 3, 5, 7, 9, 11, 13, 15};
+    for (int i = 0; i < 256; i++) {
+        hd_bytes_iq2_xxs[i] = bytes_of(hd_grid_iq2_xxs[i], 8, two);
+        hd_bytes_iq3_xxs[i] = (uint32_t)bytes_of(hd_grid_iq3_xxs[i], 4, three_xxs);
+        hd_halves_ue4m3[i] = hd_ue4m3_half((uint8_t)i);
+    }
+    for (int i = 0; i < 512; i++) {
+        hd_bytes_iq2_xs[i] = bytes_of(hd_grid_iq2_xs[i], 8, two);
+        hd_bytes_iq3_s[i] = (uint32_t)bytes_of(hd_grid_iq3_s[i], 4, three_s);
+    }
+    for (int i = 0; i < 1024; i++) hd_bytes_iq2_s[i] = bytes_of(hd_grid_iq2_s[i], 8, two);
+    for (int i = 0; i < 2048; i++) hd_bytes_iq1[i] = bytes_of(hd_grid_iq1[i], 8, one);
+}

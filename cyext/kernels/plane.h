@@ -10,7 +10,7 @@
 typedef struct hd_plane {
     _Alignas(64) int8_t q[HD_PLANE];
     float scale[HD_PLANE / HD_GROUP];
-    float min[HD_PLANE / HD_GROUP];   /* all zero for types without one (hd_plane_has_min) */
+    float min[HD_PLANE / HD_GROUP];   /* anything for types without one (hd_plane_has_min) */
 } hd_plane;
 
 /* Spread n <= 256 values (whole blocks, a multiple of 32) that begin at `blocks`. */
@@ -29,4 +29,8 @@ static inline int hd_plane_has_min(int32_t type) {
 extern const uint16_t hd_grid_iq2_xxs[256], hd_grid_iq2_xs[512], hd_grid_iq2_s[1024];
 extern const uint16_t hd_grid_iq3_xxs[256], hd_grid_iq3_s[512];
 extern const uint16_t hd_grid_iq1[2048];
+/* The same as the bytes that planes hold, and NVFP4's scales; made when the library is loaded. */
+extern uint64_t hd_bytes_iq2_xxs[256], hd_bytes_iq2_xs[512], hd_bytes_iq2_s[1024], hd_bytes_iq1[2048];
+extern uint32_t hd_bytes_iq3_xxs[256], hd_bytes_iq3_s[512];
+extern float hd_halves_ue4m3[256];
 extern const int8_t hd_values_iq4[16], hd_values_e2m1[16];

@@ -72,17 +72,6 @@ PLANE(mxfp4, 32, 17) {
     HD_NAME(both)(scale, hd_e8m0_half(b[0]));
     HD_NAME(both)(min, 0.0f);
 }
-PLANE(nvfp4, 64, 36) {
-    for (int g = 0; g < 4; g++) {
-        for (int j = 0; j < 8; j++) {
-            q[16 * g + j] = hd_values_e2m1[b[4 + 8 * g + j] & 15];
-            q[16 * g + 8 + j] = hd_values_e2m1[b[4 + 8 * g + j] >> 4];
-        }
-        scale[g] = hd_ue4m3_half(b[g]);
-        min[g] = 0.0f;
-    }
-}
-
 PLANE(q2_k, 256, 84) {
     const uint8_t *qs = b + 16;
     float d = hd_f16_at(b + 80), dmin = hd_f16_at(b + 82);
@@ -176,6 +165,19 @@ PLANE(iq4_xs, 256, 136) {
     }
 }
 
+#if !defined(__AVX2__) /* else by hand: plane_wide.h */
+
+PLANE(nvfp4, 64, 36) {
+    for (int g = 0; g < 4; g++) {
+        for (int j = 0; j < 8; j++) {
+            q[16 * g + j] = hd_values_e2m1[b[4 + 8 * g + j] & 15];
+            q[16 * g + 8 + j] = hd_values_e2m1[b[4 + 8 * g + j] >> 4];
+        }
+        scale[g] = hd_ue4m3_half(b[g]);
+        min[g] = 0.0f;
+    }
+}
+
 /* Five ternary digits to a byte: digit i of byte v is the top two bits' worth of 3 * (v * 3^i mod 256). */
 static inline int8_t HD_NAME(trit)(uint8_t v, int power) { return (int8_t)((uint8_t)(v * power) * 3 >> 8) - 1; }
 PLANE(tq1_0, 256, 54) {
@@ -196,3 +198,5 @@ PLANE(tq2_0, 256, 66) {
     float d = hd_f16_at(b + 64);
     for (int g = 0; g < 16; g++) scale[g] = d, min[g] = 0.0f;
 }
+
+#endif

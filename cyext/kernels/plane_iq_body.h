@@ -1,6 +1,30 @@
 /* The IQ types with code books, spread into planes; included after plane_body.h, which has the PLANE macro.
  * IQ1's offset of an eighth is folded into the values: scale * (g + 1/8) = scale/8 * (8 g + 1), which is exact. */
 
+#if defined(__AVX2__)
+#include "plane_wide.h"
+
+static inline void HD_NAME(put_piece)(int8_t *q, wide_piece v) {
+    _mm256_storeu_si256((__m256i *)(void *)q, wide_negated(v.low, (uint32_t)v.negative));
+    _mm256_storeu_si256((__m256i *)(void *)(q + 32), wide_negated(v.high, (uint32_t)(v.negative >> 32)));
+}
+#define BY_HAND(type, bytes)                                                                     \
+    PLANE(type, 256, bytes) {                                                                    \
+        (void)min; /* none of them has one */                                                    \
+        wide_scales s = scales_##type(b);                                                        \
+        _mm256_storeu_ps(scale, s.low);                                                          \
+        _mm256_storeu_ps(scale + 8, s.high);                                                     \
+        _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) HD_NAME(put_piece)(q + 64 * i, piece_##type(b, i)); \
+    }
+BY_HAND(iq2_xxs, 66) BY_HAND(iq2_xs, 74) BY_HAND(iq2_s, 82) BY_HAND(iq3_xxs, 98) BY_HAND(iq3_s, 110)
+BY_HAND(iq1_s, 50) BY_HAND(iq1_m, 56) BY_HAND(tq1_0, 54) BY_HAND(tq2_0, 66)
+PLANE(nvfp4, 64, 36) {
+    (void)min;
+    _mm_storeu_ps(scale, wide_nvfp4(b));
+    HD_NAME(put_piece)(q, piece_nvfp4(b, 0));
+}
+#else
+
 /* Seven stored signs; the eighth makes their number even. */
 static inline uint32_t HD_NAME(even_signs)(uint32_t seven) {
     return seven | (uint32_t)(__builtin_popcount(seven) & 1) << 7;
@@ -104,6 +128,8 @@ PLANE(iq1_m, 256, 56) {
         scale[g] = d * (float)(2 * (hd_u16(sc + 2 * (g / 4)) >> (3 * (g & 3)) & 7) + 1) * 0.125f;
     HD_NAME(no_min)(min);
 }
+
+#endif
 
 const hd_plane_fn HD_NAME(hd_planes)[HD_TYPE_COUNT] = {
     [HD_Q4_0] = HD_NAME(plane_q4_0),       [HD_Q4_1] = HD_NAME(plane_q4_1),       [HD_Q5_0] = HD_NAME(plane_q5_0),

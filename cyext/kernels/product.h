@@ -21,3 +21,4 @@ void hd_product_avx512(const hd_product *p, int64_t r0, int64_t r1);
 typedef void (*hd_dot_fn)(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n);
 extern const hd_dot_fn hd_dots_avx2[HD_TYPE_COUNT];
 extern const hd_dot_fn hd_dots_avx512[HD_TYPE_COUNT];
+extern const hd_dot_fn hd_dots_by_hand_avx2[HD_TYPE_COUNT], hd_dots_by_hand_avx512[HD_TYPE_COUNT];

@@ -1,0 +1,152 @@
+/* Direct products with few tokens of the types in plane_wide.h, one body for AVX2 and AVX-512 (HD_NAME from the including
+ * file): a block's weights go from its bytes to the sums without lying in a plane between. Where signs lie beside the
+ * weights they move over to the activations; other bytes become unsigned by an offset, which is taken off through the
+ * activations' sums. */
+#include "plane_wide.h"
+#include "product.h"
+
+#define PREFETCH_AHEAD 4096
+
+#if defined(__AVX512VNNI__)
+typedef __m512 sums;
+typedef struct weights { __m512i size; __mmask64 negative; } weights;
+typedef struct scales { __m512 all; } scales;   /* of the sixteen groups of 16 */
+WIDE sums zero_sums(void) { return _mm512_setzero_ps(); }
+WIDE weights weights_of(wide_piece p, int offset) {
+    __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(p.low), p.high, 1);
+    return (weights){_mm512_add_epi8(v, _mm512_set1_epi8((char)offset)), p.negative};
+}
+/* Of m pieces of 64, times the activations' own. */
+WIDE scales scales_of(wide_scales w, const float *d, int m) {
+    __m512 s = _mm512_insertf32x8(_mm512_castps256_ps512(w.low), w.high, 1);
+    __m256 x = m == 4 ? _mm256_loadu_ps(d) : _mm256_maskz_loadu_ps((__mmask8)((1 << 2 * m) - 1), d);
+    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    return (scales){_mm512_mul_ps(s, _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(x)))};
+}
+/* Offset times the m pieces' sums of activations. */
+WIDE sums add_offset(sums off, const scales *s, const int16_t *group_sums, int m, int offset) {
+    __m256i v = m == 4 ? _mm256_loadu_si256((const __m256i *)(const void *)group_sums)
+                       : _mm256_maskz_loadu_epi16((__mmask16)((1 << 4 * m) - 1), group_sums);
+    __m512 g = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(v)), _mm512_set1_ps((float)offset));
+    return _mm512_fmadd_ps(s->all, g, off);
+}
+WIDE sums add_piece(sums acc, weights w, const int8_t *x, const scales *s, const int i, const int offset) {
+    const __m512i four = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    __m512i v = _mm512_loadu_si512(x);
+    if (!offset) v = _mm512_mask_sub_epi8(v, w.negative, _mm512_setzero_si512(), v);
+    __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w.size, v);
+    __m512 scale = _mm512_permutexvar_ps(_mm512_add_epi32(four, _mm512_set1_epi32(4 * i)), s->all);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc);
+}
+WIDE float total(sums a, sums b, sums off) { return _mm512_reduce_add_ps(_mm512_sub_ps(_mm512_add_ps(a, b), off)); }
+#else
+typedef __m256 sums;
+typedef struct weights { __m256i size[2], sign[2]; } weights; /* sign: what _mm256_sign_epi8 takes */
+typedef struct scales { float all[16]; } scales;
+WIDE sums zero_sums(void) { return _mm256_setzero_ps(); }
+WIDE weights weights_of(wide_piece p, int offset) {
+    const __m256i one = _mm256_set1_epi8(1), add = _mm256_set1_epi8((char)offset);
+    return (weights){{_mm256_add_epi8(p.low, add), _mm256_add_epi8(p.high, add)},
+                     {_mm256_or_si256(wide_bits((uint32_t)p.negative), one),
+                      _mm256_or_si256(wide_bits((uint32_t)(p.negative >> 32)), one)}};
+}
+WIDE scales scales_of(wide_scales w, const float *d, int m) {
+    scales s;
+    for (int h = 0; h < 2; h++) {
+        __m128 x = 2 * h + 2 <= m ? _mm_loadu_ps(d + 4 * h)
+                 : 2 * h + 1 == m ? _mm_setr_ps(d[4 * h], d[4 * h + 1], 0, 0) : _mm_setzero_ps();
+        __m256 twice = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(x), _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+        _mm256_storeu_ps(s.all + 8 * h, _mm256_mul_ps(h ? w.high : w.low, twice));
+    }
+    return s;
+}
+WIDE sums add_offset(sums off, const scales *s, const int16_t *group_sums, int m, int offset) {
+    for (int h = 0; h < 2 && 2 * h < m; h++) {
+        __m128i v = 2 * h + 1 == m ? _mm_loadl_epi64((const __m128i *)(const void *)(group_sums + 8 * h))
+                                   : _mm_loadu_si128((const __m128i *)(const void *)(group_sums + 8 * h));
+        __m256 g = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(v)), _mm256_set1_ps((float)offset));
+        off = _mm256_fmadd_ps(_mm256_loadu_ps(s->all + 8 * h), g, off);
+    }
+    return off;
+}
+WIDE sums add_piece(sums acc, weights w, const int8_t *x, const scales *s, const int i, const int offset) {
+    for (int h = 0; h < 2; h++) {
+        __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)(x + 32 * h));
+        if (!offset) v = _mm256_sign_epi8(v, w.sign[h]);
+        __m256i dot = _mm256_madd_epi16(_mm256_maddubs_epi16(w.size[h], v), _mm256_set1_epi16(1));
+        __m256 pair = _mm256_castpd_ps(_mm256_broadcast_sd((const double *)(const void *)(s->all + 4 * i + 2 * h)));
+        __m256 scale = _mm256_permutevar_ps(pair, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, acc);
+    }
+    return acc;
+}
+WIDE float total(sums a, sums b, sums off) {
+    a = _mm256_sub_ps(_mm256_add_ps(a, b), off);
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+#endif
+
+/* The next m pieces of a row, for N tokens. */
+#define STEP(name, offset, SCALES, m)                                                                           \
+    do {                                                                                                        \
+        const wide_scales ws = SCALES;                                                                          \
+        scales s[4];                                                                                            \
+        _Pragma("GCC unroll 4") for (int t = 0; t < N; t++) {                                                   \
+            s[t] = scales_of(ws, hd_q8_d(xs[t], k) + j / 32, m);                                                \
+            if (offset) off[t] = add_offset(off[t], &s[t], hd_q8_sums(xs[t], k) + j / 16, m, offset);           \
+        }                                                                                                       \
+        _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) if (i < (m)) {                                      \
+            const weights w = weights_of(piece_##name(b, i), offset);                                           \
+            _Pragma("GCC unroll 4") for (int t = 0; t < N; t++)                                                 \
+                acc[t][i & 1] = add_piece(acc[t][i & 1], w, hd_act_q(xs[t]) + j + 64 * i, &s[t], i, offset);    \
+        }                                                                                                       \
+    } while (0)
+
+/* The same code for 1 to 4 tokens, so a token's sum does not depend on its company. */
+#define DOT(name, bytes, offset, SCALES, TAIL)                                                                  \
+    WIDE void rows_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, const int N) {               \
+        const int64_t k = p->k;                                                                                 \
+        const uint8_t *xs[4];                                                                                   \
+        for (int t = 0; t < N; t++) xs[t] = p->x[t0 + t];                                                       \
+        for (int64_t r = r0; r < r1; r++) {                                                                     \
+            const uint8_t *b = p->w + (size_t)r * p->row_bytes;                                                 \
+            sums acc[4][2], off[4];                                                                             \
+            for (int t = 0; t < N; t++) acc[t][0] = acc[t][1] = off[t] = zero_sums();                           \
+            int64_t j = 0;                                                                                      \
+            for (; j + 256 <= k; j += 256, b += (bytes)) {                                                      \
+                for (int i = 0; i < (bytes); i += 64) __builtin_prefetch(b + PREFETCH_AHEAD + i, 0, 0);         \
+                STEP(name, offset, SCALES, 4);                                                                  \
+            }                                                                                                   \
+            TAIL;                                                                                               \
+            for (int t = 0; t < N; t++) p->out[t0 + t][r] = total(acc[t][0], acc[t][1], off[t]);                \
+        }                                                                                                       \
+    }                                                                                                           \
+    static void dot_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n) {                \
+        if (n == 1) rows_##name(p, r0, r1, t0, 1);                                                              \
+        else if (n == 2) rows_##name(p, r0, r1, t0, 2);                                                         \
+        else if (n == 3) rows_##name(p, r0, r1, t0, 3);                                                         \
+        else rows_##name(p, r0, r1, t0, 4);                                                                     \
+    }
+#define DOT256(name, bytes, offset) DOT(name, bytes, offset, scales_##name(b), (void)0)
+
+DOT256(iq2_xxs, 66, 0)
+DOT256(iq2_xs, 74, 0)
+DOT256(iq2_s, 82, 0)
+DOT256(iq3_xxs, 98, 0)
+DOT256(iq3_s, 110, 0)
+DOT256(iq1_s, 50, 9)
+DOT256(iq1_m, 56, 9)
+DOT256(tq1_0, 54, 1)
+DOT256(tq2_0, 66, 1)
+DOT(nvfp4, 144, 12, scales_nvfp4(b, 4), do {
+    const int left = (int)((k - j) / 64);
+    if (left) STEP(nvfp4, 12, scales_nvfp4(b, left), left);
+} while (0))
+
+const hd_dot_fn HD_NAME(hd_dots_by_hand)[HD_TYPE_COUNT] = {
+    [HD_IQ2_XXS] = dot_iq2_xxs, [HD_IQ2_XS] = dot_iq2_xs, [HD_IQ2_S] = dot_iq2_s, [HD_IQ3_XXS] = dot_iq3_xxs,
+    [HD_IQ3_S] = dot_iq3_s,     [HD_IQ1_S] = dot_iq1_s,   [HD_IQ1_M] = dot_iq1_m, [HD_TQ1_0] = dot_tq1_0,
+    [HD_TQ2_0] = dot_tq2_0,     [HD_NVFP4] = dot_nvfp4,
+};
