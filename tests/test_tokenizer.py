@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +115,17 @@ def test_cut(pre, text, words):
     assert KNOWN[pre].split()(text) == words
 
 
+def test_cuts_as_the_models_own_tokenizers_cut():
+    """pretokens.json: lengths of the words into which the published pre-tokenizers (tokenizer.json of DeepSeek-V3,
+    gpt-oss, Llama 3, Qwen3, OLMo and OLMo 2, tekken.json of Mistral Nemo, Kimi K2's tokenization_kimi.py, GLM 4's
+    and Command R's) cut hard texts."""
+    published = json.loads((Path(__file__).parent / "pretokens.json").read_text(encoding="utf-8"))
+    for pre, rows in published["lengths"].items():
+        split = KNOWN[pre].split()
+        for text, lengths in zip(published["texts"], rows, strict=True):
+            assert [len(word) for word in split(text)] == lengths, (pre, text, split(text))
+
+
 @pytest.mark.parametrize(
     "pre", ["gpt-2", "qwen2", "llama-bpe", "gpt-4o", "deepseek-v3", "deepseek-llm", "kimi-k2", "qwen35"]
 )
@@ -144,7 +156,7 @@ def test_agrees_with_the_tokenizers_package(pre):
 @settings(max_examples=200, deadline=None)
 @given(TEXT | st.text(alphabet="ab<|im_endx>  \n's"), st.booleans())
 def test_byte_level_round_trip(text, special):
-    tokenizer = byte_level("qwen2", ["a b", "Ġ a"], [("<|im_end|>", CONTROL), ("  ", USER_DEFINED)])
+    tokenizer = byte_level("gpt-4o", ["a b", "Ġ a"], [("<|im_end|>", CONTROL), ("  ", USER_DEFINED)])
     ids = tokenizer.encode(text, special=special)
     assert tokenizer.decode(ids) == text
     stream = tokenizer.stream(special=True)
@@ -238,6 +250,21 @@ def test_ignore_merges_takes_a_whole_word():
     merged = ["b c", "a b", "ab c"]
     assert spelled(byte_level("qwen2", merged), "abc") == ["a", "bc"]
     assert spelled(byte_level("llama-bpe", merged), "abc") == ["abc"]
+
+
+def test_words_that_no_merge_makes():
+    # GLM 4 has hundreds of such tokens; its own tokenizer takes them whole.
+    assert spelled(byte_level("glm4", ["b c", "a b", "ab c"]), "abc") == ["abc"]
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "qwen35", "minimax-m2", "olmo", "command-r"])
+def test_composed_text(pre):
+    """Tokenizers with Unicode's form NFC: é is one character, however it was typed; special tokens stay theirs."""
+    tokenizer = byte_level(pre, ["Ã ©"], [("<|im_end|>", CONTROL)])
+    typed = "Cafe\u0301<|im_end|>\u0301"
+    assert spelled(tokenizer, typed) == ["C", "a", "f", "Ã©", "<|im_end|>", "Ì", "ģ"]
+    assert tokenizer.decode(tokenizer.encode(typed)) == "Caf\u00e9<|im_end|>\u0301"
+    assert spelled(byte_level("gpt-4o", ["Ã ©"]), "e\u0301") == ["e", "Ì", "ģ"]
 
 
 def test_end_of_generation():

@@ -17,11 +17,13 @@ class PreTokenizer:
     """Patterns are applied one after the other; each isolates its matches, what lies between them stays whole.
 
     `ignore_merges`: a word that is itself a token is taken as it is. `add_bos`: what holds when the metadata is silent.
+    `composed`: text is brought into Unicode's form NFC first (é as one character, however it was typed).
     """
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+    composed: bool = False
 
     def split(self) -> Split:
         """The compiled cut: text -> words, whose concatenation is the text."""
@@ -89,32 +91,36 @@ _DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK_HANGUL, r"\p{N}")
 _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 
 _gpt2 = PreTokenizer((_GPT2,))
+_neox = PreTokenizer((_GPT2,), composed=True)
 _qwen2 = PreTokenizer((_QWEN2,))
 _llama3 = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
 _o200k = PreTokenizer((_O200K,))
 _cl100k = PreTokenizer((_LLAMA3,))
+_glm4 = PreTokenizer((_LLAMA3,), ignore_merges=True)  # hundreds of its tokens no merge makes
+_deepseek3 = PreTokenizer(_DEEPSEEK3)
 
-# Names and their meaning as in llama.cpp's src/llama-vocab.cpp; patterns as in the models' own tokenizer.json
-# (Kimi: tokenization_kimi.py), of which llama.cpp quotes the originals.
+# Names and their meaning as in llama.cpp's src/llama-vocab.cpp; patterns, and what comes before and after them, as in
+# the models' own tokenizer.json (Kimi: tokenization_kimi.py), of which llama.cpp quotes the patterns.
 KNOWN: dict[str, PreTokenizer] = {
     "default": PreTokenizer(_DEFAULT),
     "gpt-2": _gpt2,
     "phi-2": _gpt2,
-    "olmo": _gpt2,  # also OLMoE
-    "mpt": _gpt2,
     "exaone4": _gpt2,
+    "gigachat": _gpt2,
+    "olmo": _neox,  # also OLMoE
+    "mpt": _neox,
     "starcoder": PreTokenizer((r"\p{N}", _GPT2)),
     "smollm": PreTokenizer((r"\p{N}", _GPT2)),
     "refact": PreTokenizer((r"\p{N}", _GPT2)),
-    "command-r": PreTokenizer((r"\p{N}", _GPT2)),
-    "qwen2": _qwen2,
+    "command-r": PreTokenizer((r"\p{N}", _GPT2), composed=True),
+    "qwen2": PreTokenizer((_QWEN2,), composed=True),
     "deepseek-r1-qwen": _qwen2,
     "stablelm2": _qwen2,
     "megrez": _qwen2,
     "hunyuan": _qwen2,
     "solar-open": _qwen2,
     "grok-2": _qwen2,
-    "qwen35": PreTokenizer((_QWEN35,)),
+    "qwen35": PreTokenizer((_QWEN35,), composed=True),
     "llama-bpe": _llama3,
     "llama3": _llama3,
     "llama-v3": _llama3,
@@ -123,16 +129,18 @@ KNOWN: dict[str, PreTokenizer] = {
     "lfm2": _llama3,
     "dbrx": _cl100k,  # also OLMo 2
     "smaug-bpe": _cl100k,
-    "glm4": _cl100k,
-    "chatglm-bpe": _cl100k,
+    "glm4": _glm4,
+    "glm5": _glm4,
+    "chatglm-bpe": _glm4,
     "gpt-4o": _o200k,  # gpt-oss
     "llama4": _o200k,
     "kanana2": _o200k,
-    "minimax-m2": _o200k,
+    "minimax-m2": PreTokenizer((_O200K,), composed=True),
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
     "kimi-k2": PreTokenizer((_KIMI,)),
-    "deepseek-v3": PreTokenizer(_DEEPSEEK3),  # also Step 3.5
-    "hunyuan-dense": PreTokenizer(_DEEPSEEK3),
+    "deepseek-v3": _deepseek3,  # also Step 3.5
+    "joyai-llm": _deepseek3,
+    "hunyuan-dense": _deepseek3,
     "deepseek-llm": PreTokenizer(_DEEPSEEK_LLM),
     "deepseek-coder": PreTokenizer(_DEEPSEEK_CODER),
 }

@@ -1,7 +1,8 @@
 """Text to token ids and back, from GGUF metadata: byte-level BPE and SentencePiece.
 
-Owns vocabularies, special tokens and streaming detokenisation. It does not normalise text (what goes in comes out) and
-knows nothing of chats; its tables are made when first needed, so that opening a model does not wait for them.
+Owns vocabularies, special tokens and streaming detokenisation. It changes text only where the model's own tokenizer
+does (NFC, see pretokenizers.py) and knows nothing of chats; its tables are made when first needed, so that opening a
+model does not wait for them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
+from unicodedata import normalize
 
 from hearthd.cyext.bpe import MissingByte, Vocabulary
 
@@ -25,7 +27,7 @@ _END_NAMES = frozenset(
     """
     <|im_end|> <|eot_id|> <|eom_id|> <|endoftext|> <|end_of_text|> <|end|> <|return|> <|call|> <|calls|> <|flush|>
     <end_of_turn> <end_of_utterance> <eos> </s> <EOT> [EOT] [EOS] [e~[ <｜end▁of▁sentence｜>
-    <|fim_pad|> <|repo_name|> <|fim_repo|> <|file_sep|>
+    <|fim_pad|> <|repo_name|> <|fim_repo|> <|file_sep|> <fim_pad> <reponame>
     """.split()  # noqa: SIM905
 )
 # A GLM model ends its turn by naming who speaks next.
@@ -231,7 +233,7 @@ class ByteLevelBPE(Tokenizer):
         super().__init__(metadata, add_bos=self.pre.add_bos)
         if name is None:
             self.warnings = ("no tokenizer.ggml.pre in the metadata: text is cut by a default, answers may be worse",)
-        if name in ("glm4", "chatglm-bpe"):
+        if name in ("glm4", "glm5", "chatglm-bpe"):
             self._end_names = _END_NAMES | _END_NAMES_GLM
         self._merges = _array(metadata, "merges", 0)
 
@@ -243,6 +245,8 @@ class ByteLevelBPE(Tokenizer):
         return self._vocabulary.find(text)
 
     def _encode_text(self, text: str, ids: list[int]) -> None:
+        if self.pre.composed:
+            text = normalize("NFC", text)
         words = self.pre.split()(text)
         try:
             ids += self._vocabulary.encode(words, self.pre.ignore_merges, self._ids["unknown"])
