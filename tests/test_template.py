@@ -94,13 +94,59 @@ def test_template_habits(source, text):
         ("{{ messages[7].content.strip() }}", "no element 7|undefined"),
         ("{{ 1 + 'a' }}", "unsupported operand"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ messages.insert(0, 1) }}", "unsafe"),
+        ("{{ messages[0].update(role='x') }}", "unsafe"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "[Rr]ange"),
     ],
 )
 def test_refusals(source, word):
     with pytest.raises(TemplateError, match=word):
         ChatTemplate(source).render([USER])
+
+
+CALLS = "{% for m in messages %}{% for call in m.tool_calls or [] %}{{ SHOWN }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        ("call.function.arguments | tojson", '{"a": "ß<"}'),  # gpt-oss
+        ("'a=' ~ call.function.arguments.a", "a=ß<"),
+        ("call.function.arguments + ''", None),  # DeepSeek R1: only text
+        ("call.function.arguments | items | list | length", "1"),  # Qwen3.5, Step 3.5, GLM, MiniMax: only an object
+        ("call.function.arguments if call.function.arguments is string else 'no'", None),
+    ],
+)
+def test_arguments_of_calls_as_objects_and_as_text(shown, text):
+    template = ChatTemplate(CALLS.replace("SHOWN", shown))
+    written = '{"a":"ß<"}'
+    told = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": written}}]}
+    assert template.render([USER, told]) == (text or written)
+    if "no" not in shown:
+        assert template.render([USER, CALL]) == (text or '{"a": "ß<"}')
+    assert told["tool_calls"][0]["function"]["arguments"] == written
+
+
+def test_reasoning_by_any_name():
+    template = ChatTemplate("{% for m in messages %}{{ m.reasoning_content }}/{{ m.thinking }};{% endfor %}")
+    thoughts = [{"role": "assistant", name: "hm"} for name in ("reasoning_content", "thinking", "reasoning")]
+    assert template.render(thoughts) == "hm/hm;" * 3
+    # gpt-oss refuses a call with both; then the message is shown as it came.
+    strict = ChatTemplate("{% if messages[0].thinking %}{{ raise_exception('both') }}{% endif %}fine")
+    assert strict.render([thoughts[0]]) == "fine"
+    with pytest.raises(TemplateError, match="both"):
+        strict.render([thoughts[1]])
+
+
+def test_lists_that_templates_keep():
+    """Kimi K2 numbers calls in a list of its own; what the caller gave stays as it was."""
+    queue = (
+        "{% set q = namespace(ids=[]) %}{% for m in messages %}{% set _ = q.ids.append(m.role) %}{% endfor %}"
+        "{{ q.ids.pop(0) }}{{ messages.append(1) }}{{ messages | length }}"
+    )
+    messages = [USER]
+    assert ChatTemplate(queue).render(messages) == "userNone2"
+    assert messages == [USER]
 
 
 def test_from_metadata():

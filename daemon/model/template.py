@@ -1,13 +1,14 @@
 """A model's chat template: messages in, prompt text out, as transformers' `apply_chat_template` renders it.
 
-Owns the Jinja environment. A template comes with a model file from anywhere, so it runs sandboxed; jinja2 is imported
-when a template is first rendered.
+Owns the Jinja environment and the two things in which clients and templates disagree: what a message's reasoning is
+called, and whether the arguments of a tool's call are an object or its JSON. A template comes with a model file from
+anywhere, so it runs sandboxed, on a copy of the messages; jinja2 is imported when a template is first rendered.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+# What a message's reasoning is called, here and there; the first found is shown to the template under all of them.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class TemplateError(ValueError):
@@ -89,16 +94,34 @@ class ChatTemplate:
 
         `arguments` are the template's own (enable_thinking, reasoning_effort, documents, ...). Raises TemplateError
         with the template's words when it refuses.
+
+        The arguments of a tool's call may be an object or JSON text. Templates take one, the other or both: they get
+        what came, and the other form if they refuse that or would quote text a second time.
         """
         source = self._tools_source if tools and self._tools_source else self.source
+        variables = {"documents": None, **self._tokens, **arguments}
+        variables |= {"tools": tools or None, "add_generation_prompt": add_generation_prompt}
+        refusal = quoted = None
+        for form in _forms(messages):
+            written = [call["arguments"] for call in _calls(form) if isinstance(call["arguments"], str)]
+            try:
+                text = self._render(source, form, variables)
+            except TemplateError as error:
+                refusal = refusal or error
+                continue
+            if all(json_text in text for json_text in written):
+                return text
+            quoted = quoted or text
+        if quoted is not None or refusal is None:
+            return quoted or ""
+        raise refusal
+
+    def _render(self, source: str, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
         template = self._compiled.get(source)
         try:
             if template is None:
                 template = self._compiled[source] = self._environment().from_string(source)
-            variables = {"documents": None, **self._tokens, **arguments}
-            return template.render(
-                messages=messages, tools=tools or None, add_generation_prompt=add_generation_prompt, **variables
-            )
+            return template.render(messages=messages, **_plain(variables))
         except Exception as error:  # a template is a foreign program: whatever it raises is its refusal
             line = getattr(error, "lineno", None)
             where = f" (line {line} of the template)" if line else ""
@@ -121,6 +144,11 @@ class ChatTemplate:
                 line = next(parser.stream).lineno
                 return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
+        class Sandbox(ImmutableSandboxedEnvironment):
+            def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+                # Templates made for llama.cpp keep lists (Kimi K2 with tools); what they see is a copy.
+                return (attr in ("append", "pop") and type(obj) is list) or super().is_safe_attribute(obj, attr, value)
+
         def raise_exception(message: str) -> None:
             raise jinja2.TemplateError(message)
 
@@ -136,10 +164,63 @@ class ChatTemplate:
                 value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
             )
 
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-        )
+        environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
         environment.filters["tojson"] = tojson
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = lambda form: self._now().strftime(form)
         return environment
+
+
+def _plain(value: Any) -> Any:
+    """A copy of plain data, for a template to change as it likes."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _forms(messages: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The messages as templates may want them, the likeliest first: as they came, with reasoning under every name that
+    templates read; then with the arguments of calls as objects; as text; and just as they came."""
+
+    def named() -> list[dict[str, Any]]:
+        copies: list[dict[str, Any]] = _plain(messages)
+        for message in copies:
+            reasoning = next((message[name] for name in _REASONING if message.get(name) is not None), None)
+            if reasoning is not None:
+                message["reasoning_content"] = reasoning
+                message.setdefault("thinking", reasoning)
+        return copies
+
+    yield named()
+    for convert in (_parsed, _written):
+        changed, copies = False, named()
+        for call in _calls(copies):
+            before = call["arguments"]
+            call["arguments"] = convert(before)
+            changed |= call["arguments"] is not before
+        if changed:
+            yield copies
+    if any(name in message for message in messages for name in _REASONING):
+        yield _plain(messages)
+
+
+def _calls(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The functions that the messages call, with their arguments."""
+    for message in messages:
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function", call) if isinstance(call, dict) else None
+            if isinstance(function, dict) and "arguments" in function:
+                yield function
+
+
+def _parsed(arguments: Any) -> Any:
+    try:
+        found = json.loads(arguments) if isinstance(arguments, str) else None
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else arguments
+
+
+def _written(arguments: Any) -> Any:
+    return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, Mapping) else arguments
