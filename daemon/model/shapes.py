@@ -1,8 +1,9 @@
 """Shapes of real models by name: their hyperparameters as GGUF metadata keys, without weights or vocabulary.
 
-Owns the numbers; layouts.py turns them into tensors. Sources: config.json as published with each model; checked against
-the published totals of parameters. Where config.json was not at hand and another source was used, the model says so.
-A key that starts with "_" shapes tensors and is no metadata.
+Owns the numbers; layouts.py turns them into tensors. Every number was compared with the model's published config.json
+(most as NVIDIA's aiconfigurator-core 0.12 carries them), the sum with the published total of parameters; where it was
+a copy elsewhere, a sibling's file or a part only, `source` says so. A key that starts with "_" shapes tensors and is no
+metadata.
 """
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -103,8 +104,7 @@ def _qwen3moe() -> list[Shape]:
 
 
 def _qwen35() -> list[Shape]:
-    """Gated delta nets with full attention in every fourth layer. 122B and 397B: numbers of its config.json as other
-    projects' loaders check them."""
+    """Gated delta nets with full attention in every fourth layer."""
 
     def hyper(layers: int, n: int, heads: int, values: int, experts: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -124,7 +124,9 @@ def _qwen35() -> list[Shape]:
         ("qwen3.5-397b-a17b", "Qwen3.5-397B-A17B", "qwen35moe", 397.0, 248320,
          {**hyper(60, 4096, 32, 64, _experts(512, 10, 1024, shared=1024)), **sections}),
     ]
-    return [Shape(name, title, architecture, keys, vocabulary, "config.json, language part only", total)
+    sources = {"qwen3next": "config.json's numbers in slime's and other projects' recipes for it"}
+    return [Shape(name, title, architecture, keys, vocabulary,
+                  sources.get(architecture, "config.json, language part only"), total)
             for name, title, architecture, total, vocabulary, keys in rows]
 
 
@@ -144,7 +146,7 @@ def _deepseek2() -> list[Shape]:
     """Latent attention: the cache holds 512 + 64 values per token and layer."""
 
     def hyper(*, heads: int, lead: int, experts: int, groups: tuple[int, int], scale: float, theta: float,
-              factor: float, context: int) -> dict[str, Any]:
+              factor: float, context: int, **more: Any) -> dict[str, Any]:
         return {
             **_base(61, 7168, heads, 1, 576, context, theta, rope=64), "attention.value_length": 512,
             "attention.key_length_mla": 192, "attention.value_length_mla": 128, "attention.q_lora_rank": 1536,
@@ -152,14 +154,15 @@ def _deepseek2() -> list[Shape]:
             **_experts(experts, 8, 2048), "expert_shared_count": 1, "expert_weights_scale": scale,
             "expert_weights_norm": True, "expert_gating_func": 2, "expert_group_count": groups[0],
             "expert_group_used_count": groups[1], "rope.scaling.type": "yarn", "rope.scaling.factor": factor,
-            "rope.scaling.original_context_length": 4096, "rope.scaling.yarn_log_multiplier": 0.1,
+            "rope.scaling.original_context_length": 4096, "rope.scaling.yarn_log_multiplier": 0.1, **more,
         }
 
     v3 = hyper(heads=128, lead=3, experts=256, groups=(8, 4), scale=2.5, theta=10000.0, factor=40.0, context=163840)
-    k2 = hyper(heads=64, lead=1, experts=384, groups=(1, 1), scale=2.827, theta=50000.0, factor=32.0, context=131072)
+    k2 = hyper(heads=64, lead=1, experts=384, groups=(1, 1), scale=2.827, theta=50000.0, factor=32.0, context=131072,
+               **{"rope.scaling.yarn_beta_fast": 1.0, "rope.scaling.yarn_beta_slow": 1.0})
     return [Shape("deepseek-v3", "DeepSeek-V3", "deepseek2", v3, 129280, "config.json", 671.0),
             Shape("deepseek-r1", "DeepSeek-R1", "deepseek2", v3, 129280, "config.json", 671.0),
-            Shape("kimi-k2", "Kimi-K2", "deepseek2", k2, 163840, "config.json", 1026.4)]
+            Shape("kimi-k2", "Kimi-K2", "deepseek2", k2, 163840, "config.json of Kimi-K2-Instruct", 1026.4)]
 
 
 def _glm4moe() -> list[Shape]:
@@ -175,8 +178,10 @@ def _glm4moe() -> list[Shape]:
 
     large = hyper(93, 5120, 12288, _experts(160, 8, 1536), lead=3, scale=2.5, context=202752, norms=True)
     air = hyper(47, 4096, 10944, _experts(128, 8, 1408), lead=1, scale=1.0, context=131072, norms=False)
-    return [Shape("glm-4.7", "GLM-4.7", "glm4moe", large, 151552, "config.json (of GLM-4.5, 4.6 and 4.7 alike)", 358.0),
-            Shape("glm-4.5-air", "GLM-4.5-Air", "glm4moe", air, 151552, "config.json", 110.5)]
+    return [Shape("glm-4.7", "GLM-4.7", "glm4moe", large, 151552,
+                  "config.json as a converter's test copies it; GLM-4.6 is the same", 358.0),
+            Shape("glm-4.5-air", "GLM-4.5-Air", "glm4moe", air, 151552,
+                  "config.json as transformers printed it", 110.5)]
 
 
 def _step35() -> Shape:
@@ -194,7 +199,7 @@ def _step35() -> Shape:
         "_rope_scaling": (2.0, 1.0, 32.0, 131072),
     }
     return Shape("step-3.5-flash", "Step-3.5-Flash", "step35", hyper, 128896,
-                 "config.json as copied into zml's step35 example", 196.0)
+                 "config.json as copied into Megatron-Bridge's tests", 196.0)
 
 
 def _others() -> list[Shape]:
@@ -206,15 +211,17 @@ def _others() -> list[Shape]:
              "expert_count": 64, "expert_used_count": 8}
     small = {**_base(24, 2048, 16, 16, 128, 8192, 1e6), "feed_forward_length": 5632,
              **_experts(60, 4, 1408, shared=5632)}
-    large = {**_base(28, 3584, 28, 4, 128, 32768, 1e6), "feed_forward_length": 18944,
+    large = {**_base(28, 3584, 28, 4, 128, 131072, 1e6), "feed_forward_length": 18944,
              **_experts(64, 8, 2560, shared=20480)}
     return [
         Shape("minimax-m2", "MiniMax-M2", "minimax-m2", minimax, 200064,
-              "configuration_minimax_m2.py as published with it", 228.7),
+              "config.json of MiniMax-M2.5, and the defaults of transformers' MiniMaxM2Config", 228.7),
         Shape("mixtral-8x7b", "Mixtral-8x7B", "llama", mixtral, 32000, "config.json", 46.7),
-        Shape("olmoe-1b-7b", "OLMoE-1B-7B", "olmoe", olmoe, 50304, "config.json", 6.92),
-        Shape("qwen1.5-moe-a2.7b", "Qwen1.5-MoE-A2.7B", "qwen2moe", small, 151936, "config.json", 14.3),
-        Shape("qwen2-57b-a14b", "Qwen2-57B-A14B", "qwen2moe", large, 151936, "config.json", 57.4),
+        Shape("olmoe-1b-7b", "OLMoE-1B-7B", "olmoe", olmoe, 50304, "config.json of OLMoE-1B-7B-0125-Instruct", 6.92),
+        Shape("qwen1.5-moe-a2.7b", "Qwen1.5-MoE-A2.7B", "qwen2moe", small, 151936,
+              "the defaults of transformers' Qwen2MoeConfig, made for it; its context was not found", 14.3),
+        Shape("qwen2-57b-a14b", "Qwen2-57B-A14B", "qwen2moe", large, 151936,
+              "config.json as copied into TensorRT-LLM's tests", 57.4),
     ]
 
 
@@ -231,7 +238,7 @@ def _dense() -> list[Shape]:
         Shape("qwen3-32b", "Qwen3-32B", "qwen3", hyper(25600, 64, 5120, 64, 8, 128, 40960, 1e6), 151936,
               "config.json", 32.8),
         Shape("qwen2.5-7b", "Qwen2.5-7B", "qwen2", hyper(18944, 28, 3584, 28, 4, 128, 32768, 1e6), 152064,
-              "config.json", 7.62),
+              "config.json of Qwen2.5-7B-Instruct", 7.62),
         Shape("llama-3.1-8b", "Llama-3.1-8B", "llama", hyper(14336, 32, 4096, 32, 8, 128, 131072, 500000.0, **llama3),
               128256, "config.json", 8.03),
         Shape("llama-3.1-70b", "Llama-3.1-70B", "llama", hyper(28672, 80, 8192, 64, 8, 128, 131072, 500000.0, **llama3),
