@@ -272,6 +272,8 @@ def test_end_of_generation():
     tokenizer = byte_level("gpt-4o", [], harmony, eos_token_id=256)
     assert {tokenizer.text(token) for token in tokenizer.end_of_generation} == {"<|return|>", "<|call|>"}
     assert tokenizer.decode([256, 258, 259], special=False) == "<|end|><|channel|>"
+    kimi = byte_level("kimi-k2", [], [(name, CONTROL) for name in ("<think>", "<|tool_call_begin|>", "<|im_user|>")])
+    assert kimi.decode([256, 257, 258], special=False) == "<think><|tool_call_begin|>"
     other = byte_level("llama-bpe", [], [("<|end|>", CONTROL)])
     assert (other.end_of_generation, other.decode([256], special=False)) == ({256}, "")
     glm = byte_level("glm4", [], [("<|user|>", CONTROL), ("<|endoftext|>", CONTROL)], eos_token_id=257)

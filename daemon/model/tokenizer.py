@@ -32,8 +32,17 @@ _END_NAMES = frozenset(
 )
 # A GLM model ends its turn by naming who speaks next.
 _END_NAMES_GLM = frozenset(("<|user|>", "<|observation|>"))
-# Structure of a harmony answer (gpt-oss): control tokens by type, yet a reader cannot do without them.
-_SHOWN_NAMES = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>", "<|end|>"))
+# What tells thoughts and calls of tools from the answer's text. Some vocabularies have these as control tokens (Kimi
+# K2 even <think>), yet a reader cannot do without them.
+_SHOWN_NAMES = frozenset(
+    """
+    <|channel|> <|message|> <|start|> <|constrain|> <|end|>
+    <think> </think> <tool_call> </tool_call> <|python_tag|> [THINK] [/THINK] [TOOL_CALLS] [CALL_ID] [ARGS]
+    <|tool_calls_section_begin|> <|tool_calls_section_end|> <|tool_call_begin|> <|tool_call_argument_begin|>
+    <|tool_call_end|>
+    <｜tool▁calls▁begin｜> <｜tool▁calls▁end｜> <｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁sep｜>
+    """.split()  # noqa: SIM905
+)
 
 _BYTE_NAME = re.compile("<0x([0-9A-Fa-f]{2})>")  # how SentencePiece spells a byte
 _CACHED_WORDS = 1 << 16
