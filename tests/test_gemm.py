@@ -1,7 +1,11 @@
 """Products for many tokens against the package's dequantisation: every type and instruction set, odd shapes, pieces of
-rows, and AMX's arithmetic over tiles in C."""
+rows. AMX's kernels run on any machine with AVX-512 BF16: tests/tiles.c executes their instructions."""
 
-import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,39 +69,19 @@ def test_an_output_depends_on_its_row_and_token_only(name: str, isa: str) -> Non
     np.testing.assert_array_equal(few, whole[9:16])
 
 
-class HdProduct(ctypes.Structure):
-    """hd_product of kernels.h."""
-
-    _fields_ = (
-        ("type", ctypes.c_int32), ("act", ctypes.c_int32), ("w", ctypes.c_void_p), ("row_bytes", ctypes.c_size_t),
-        ("k", ctypes.c_int64), ("n", ctypes.c_int32), ("x", ctypes.c_void_p), ("out", ctypes.c_void_p),
+@pytest.mark.skipif("avx512bf16" not in WIDE, reason="AMX's set inherits from AVX-512 BF16's")
+@pytest.mark.skipif("amx" in WIDE, reason="the processor has tiles: the tests above run on them")
+def test_the_same_with_tiles_executed_by_a_trap(tmp_path: Path) -> None:
+    """This file's tests of AMX again, where every tile instruction of the kernels traps into tests/tiles.c."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler for tests/tiles.c")
+    here, library = Path(__file__).parent, tmp_path / "tiles.so"
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", here / "tiles.c", "-o", library, "-ldl"], check=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-k", "amx and not float", "tests/test_gemm.py"],
+        cwd=here.parent, env=os.environ | {"LD_PRELOAD": str(library)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-
-
-def aligned(size: int) -> np.ndarray:
-    room = np.zeros(size + 64, np.uint8)
-    skip = -room.ctypes.data % 64
-    return room[skip : skip + size]
-
-
-@pytest.mark.skipif("avx512" not in WIDE, reason="the emulated tiles work on AVX-512 panels")
-@pytest.mark.parametrize("name", [name for name in TYPES if name not in FLOATS])
-def test_amx_arithmetic_over_emulated_tiles(name: str) -> None:
-    library = ctypes.CDLL(str(Path(kernels.__file__).with_name("libhearth.so")))
-    library.hd_gemm_scratch_amx_emulated.restype = ctypes.c_size_t
-    run = library.hd_gemm_amx_emulated
-    run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
-    for rows, n, blocks in ((43, 5, 3), (64, 37, 2)):
-        data, k, x, want = case(name, rows, n, blocks)
-        packed = [kernels.act_pack(ACT_Q8, row) for row in x]
-        acts, out = aligned(n * len(packed[0])).reshape(n, -1), np.full((n, rows), np.nan, np.float32)
-        acts[:] = packed
-        weights = np.concatenate([data, np.zeros(64, np.uint8)])
-        xs, outs = (np.array([row.ctypes.data for row in a], np.uint64) for a in (acts, out))
-        product = HdProduct(
-            TYPES[name], ACT_Q8, weights.ctypes.data, data.size // rows, k, n, xs.ctypes.data, outs.ctypes.data
-        )
-        scratch = aligned(library.hd_gemm_scratch_amx_emulated(ctypes.byref(product)))
-        for r0 in range(0, rows, PANEL):
-            assert run(ctypes.addressof(product), r0, min(rows, r0 + PANEL), scratch.ctypes.data) == 1
-        assert nmse(out, want) < 1e-12
+    assert run.returncode == 0, run.stdout + run.stderr
+    products = re.search(r"tiles: (\d+) products", run.stderr)
+    assert products and int(products[1]) > 10_000

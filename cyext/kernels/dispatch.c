@@ -2,18 +2,13 @@
  * Owns the choice only; a set inherits from the one below what it has none of its own for. */
 #include "attend.h"
 #include "gemm.h"
+#include "processor.h"
 #include "product.h"
 #include "vector.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 enum { LEVEL_C, LEVEL_AVX2, LEVEL_AVX512, LEVEL_AVX512BF16, LEVEL_AMX, LEVELS };
 static const char *const level_names[LEVELS] = {"c", "avx2", "avx512", "avx512bf16", "amx"};
@@ -62,41 +57,13 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
     ((t)->product = product_##isa, (t)->product_scratch = scratch_##isa, (t)->act_for = act_for_##isa)
 #define UNPACKERS(t, isa) memcpy((t)->unpack, hd_unpackers_##isa, sizeof hd_unpackers_##isa)
 
-#if defined(__x86_64__)
-static uint64_t enabled_states(void) {
-    uint32_t a = 0, d = 0;
-    __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
-    return (uint64_t)d << 32 | a;
-}
-
-/* The processor's word (cpuid) is not enough: the kernel must save the registers (xcr0) and, for tiles, be asked. */
+/* A set needs all that the ones below it need. Tiles are asked for only where they can be used. */
 static void probe(void) {
-    uint32_t a, b, c, d, c1, a71 = 0, b7 = 0, c7 = 0, d7 = 0;
-    __get_cpuid(1, &a, &b, &c1, &d);
-    if (__get_cpuid_count(7, 0, &a, &b7, &c7, &d7) && a >= 1) __get_cpuid_count(7, 1, &a71, &b, &c, &d);
-    uint64_t states = c1 >> 27 & 1 ? enabled_states() : 0;
-    int fma = (c1 >> 12 & 1) && (c1 >> 29 & 1); /* FMA, F16C */
-    int avx2 = fma && (b7 >> 5 & 1) && (b7 >> 8 & 1);
-    int avx512 = (b7 >> 16 & 1) && (b7 >> 17 & 1) && (b7 >> 30 & 1) && (b7 >> 31 & 1) && (c7 >> 11 & 1);
-    int tiles = (d7 >> 24 & 1) && (d7 >> 25 & 1) && (d7 >> 22 & 1);
-    if (!avx2) refusals[LEVEL_AVX2] = "the processor has no AVX2 with FMA, F16C and BMI2";
-    else if ((states & 6) != 6) refusals[LEVEL_AVX2] = "the kernel does not save AVX registers";
-    if (refusals[LEVEL_AVX2]) refusals[LEVEL_AVX512] = refusals[LEVEL_AVX2];
-    else if (!avx512) refusals[LEVEL_AVX512] = "the processor has no AVX-512 F, DQ, BW, VL and VNNI";
-    else if ((states & 0xe6) != 0xe6) refusals[LEVEL_AVX512] = "the kernel does not save AVX-512 registers";
-    if (refusals[LEVEL_AVX512]) refusals[LEVEL_AVX512BF16] = refusals[LEVEL_AVX512];
-    else if (!(a71 >> 5 & 1)) refusals[LEVEL_AVX512BF16] = "the processor has no AVX-512 BF16";
-    if (refusals[LEVEL_AVX512BF16]) refusals[LEVEL_AMX] = refusals[LEVEL_AVX512BF16];
-    else if (!tiles) refusals[LEVEL_AMX] = "the processor has no AMX tiles with INT8 and BF16";
-    else if ((states & 0x60000) != 0x60000) refusals[LEVEL_AMX] = "the kernel does not save AMX tiles";
-    else if (syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) != 0)
-        refusals[LEVEL_AMX] = "the kernel does not permit AMX tiles to this process";
+    static const char *(*const lacks[LEVELS])(void) = {
+        [LEVEL_AVX2] = hd_processor_lacks_avx2, [LEVEL_AVX512] = hd_processor_lacks_avx512,
+        [LEVEL_AVX512BF16] = hd_processor_lacks_avx512bf16, [LEVEL_AMX] = hd_processor_lacks_tiles};
+    for (int i = LEVEL_AVX2; i < LEVELS; i++) refusals[i] = refusals[i - 1] ? refusals[i - 1] : lacks[i]();
 }
-#else
-static void probe(void) {
-    for (int i = LEVEL_AVX2; i < LEVELS; i++) refusals[i] = "the processor is no x86-64";
-}
-#endif
 
 static void fill(void) {
     probe();

@@ -17,4 +17,3 @@ HD_GEMM_SET(avx2)
 HD_GEMM_SET(avx512)
 HD_GEMM_SET(avx512bf16)
 HD_GEMM_SET(amx)
-HD_GEMM_SET(amx_emulated) /* for tests: AMX's arithmetic over tiles in C */

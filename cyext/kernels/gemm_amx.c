@@ -1,115 +1,175 @@
-/* Products for many tokens with AMX: int8 tiles multiply 16 tokens x 16 rows x 16 or 32 columns exactly; the scales of
- * those columns are applied to the tile's sums in f32 with AVX-512, one step behind the tiles, so that both units work.
- * Panels and scales are those of the AVX-512 set, and so is every rounding. Built a second time over tiles in C
- * (HD_AMX_EMULATED), so that this arithmetic is tested anywhere. */
+/* Products for many tokens with AMX: signed int8 tiles multiply 16 tokens x 16 rows x 16 or 32 columns exactly; the scales of
+ * those columns are applied to the tile's sums in f32 with AVX-512. Half a panel is worked at a time, so that the totals of
+ * its 16 tokens stay in registers through a chunk of columns, and tiles run two blocks ahead of the scales, so that both
+ * units work. Every rounding is the AVX-512 set's.
+ * Tiles are this thread's only while a product runs: they are released at its end, and a kernel gives them up for the
+ * handler of a signal, so a fault that jumps out of here leaves none behind. */
 #include <immintrin.h>
 #include <string.h>
 
 #include "gemm_unpack.h"
-#include "tiles.h"
 
-#ifdef HD_AMX_EMULATED
-#define NAME(x) x##_amx_emulated
-#else
-#define NAME(x) x##_amx
-#endif
 #define WIDTH 16
+#define INLINE static inline __attribute__((always_inline))
 
-/* Sums of one group of columns: [half of the panel][token][16 rows]. */
-typedef int32_t sums[2][WIDTH][16] __attribute__((aligned(64)));
+/* --- tiles: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18 --------------------------- */
 
-/* Tiles 0, 1 and 2, 3 take sums in turn, 4 and 5 the tokens, 6 and 7 the weights. */
-#define STEP(c0, c1, a, w, x, stride, to)   \
-    do {                                    \
-        tile_zero(c0);                      \
-        tile_zero(c1);                      \
-        tile_load(a, x, (int64_t)(stride)); \
-        tile_load(6, w, 128);               \
-        tile_load(7, (w) + 64, 128);        \
-        tile_dot_su(c0, a, 6);              \
-        tile_dot_su(c1, a, 7);              \
-        tile_store(c0, (to)[0], 64);        \
-        tile_store(c1, (to)[1], 64);        \
+typedef struct tile_config { /* the 64 bytes that LDTILECFG reads */
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} tile_config;
+
+/* Written out, since what the compilers' own say of the memory that they touch differs from version to version (GCC 12's
+ * LDTILECFG reads 8 bytes). */
+#define TILE_CONFIGURE(c) __asm__ volatile("ldtilecfg %0" : : "m"(*(c)))
+#define TILE_RELEASE() __asm__ volatile("tilerelease" : : : "memory")
+#define TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t : : :)
+#define TILE_LOAD(t, p, stride) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(p), "r"((int64_t)(stride)) : "memory")
+#define TILE_STORE(t, p, stride) \
+    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(p), "r"((int64_t)(stride)) : "memory")
+/* c += a x b, both signed */
+#define TILE_DOT(c, a, b) __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c : : :)
+
+/* Sums of one block of columns for 16 tokens x 16 rows. */
+typedef int32_t sums[WIDTH][16] __attribute__((aligned(64)));
+
+#define BLOCK_SUMS(c, a, b, x, stride, w, to) \
+    do {                                      \
+        TILE_LOAD(a, x, stride);              \
+        TILE_LOAD(b, w, 128);                 \
+        TILE_ZERO(c);                         \
+        TILE_DOT(c, a, b);                    \
+        TILE_STORE(c, to, 64);                \
     } while (0)
 
-/* sum[t] += scale x token's scale x (sums - offset x token's sum) - min x lift, for group b of columns, whose scales and
- * minima lie at ws and wm. */
-static inline void settle(float *sum, sums of, const float *ws, const float *wm, const hd_panel_kind *kind,
-                          const hd_panel_tokens *tokens, int32_t b, int32_t n)
+/* --- the scales ------------------------------------------------------------------------------------------------------- */
+
+/* total[t] += d[t] x scale x sums[t] - lift[t] x min, for one block of 32 columns, or two of 16 (of and of + 1). */
+INLINE void settle(__m512 *total, const sums *of, const float *ws, const float *wm, const float *d, const int sub,
+                   const int mins, const int n)
 {
-    const int wide = kind->sub == 32, late = !wide && (b & 1), mins = kind->mins;
-    const size_t at = 4 * (size_t)(wide ? b : b / 2);
-    const __m512i taken = _mm512_set1_epi32(hd_taken(kind->offset, wide || !late, wide || late));
-    for (int g = 0; g < 2; g++) {
-        const __m512 s = _mm512_load_ps(ws + 16 * g), m = mins ? _mm512_load_ps(wm + 16 * g) : _mm512_setzero_ps();
-        for (int32_t t = 0; t < n; t++) {
-            const uint8_t *side = tokens->side[t] + at;
-            const int32_t two = hd_side_sums(side + tokens->sums);
-            const float d = hd_side_float(side);
-            float *to = sum + 32 * t + 16 * g;
-            const __m512i start = _mm512_madd_epi16(_mm512_set1_epi32(two), taken);
-            const __m512i whole = _mm512_add_epi32(_mm512_load_si512(of[g][t]), start);
-            __m512 total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_mul_ps(s, _mm512_set1_ps(d)), _mm512_load_ps(to));
-            if (mins) {
-                const float lift = wide ? hd_side_float(side + tokens->lift) : d * (float)(late ? two >> 16 : (int16_t)two);
-                total = _mm512_fnmadd_ps(m, _mm512_set1_ps(lift), total);
-            }
-            _mm512_store_ps(to, total);
-        }
+    const int parts = 32 / sub;
+    const __m512 none = _mm512_setzero_ps(), s0 = _mm512_load_ps(ws), s1 = sub == 16 ? _mm512_load_ps(ws + 32) : none;
+    const __m512 m0 = mins ? _mm512_load_ps(wm) : none, m1 = mins && sub == 16 ? _mm512_load_ps(wm + 32) : none;
+#pragma GCC unroll 16
+    for (int t = 0; t < n; t++) {
+        __m512 f = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(of[0][t])), s0);
+        if (sub == 16) f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(of[1][t])), s1, f);
+        if (sub == 16 && mins) total[t] = _mm512_fnmadd_ps(m0, _mm512_set1_ps(d[WIDTH + t]), total[t]);
+        total[t] = _mm512_fmadd_ps(f, _mm512_set1_ps(d[t]), total[t]);
+        if (mins) total[t] = _mm512_fnmadd_ps(sub == 16 ? m1 : m0, _mm512_set1_ps(d[parts * WIDTH + t]), total[t]);
     }
 }
+
+/* Tiles for the even and the odd block of a pair. */
+#define EVEN(x, w, stride, to)                                                             \
+    do {                                                                                   \
+        BLOCK_SUMS(0, 4, 6, x, stride, w, (to)[0]);                                        \
+        if (sub == 16) BLOCK_SUMS(1, 5, 7, (x) + 16, stride, (w) + 512, (to)[1]);          \
+    } while (0)
+#define ODD(x, w, stride, to)                                                              \
+    do {                                                                                   \
+        BLOCK_SUMS(2, 5, 7, (x) + 32, stride, (w) + 1024, (to)[2]);                        \
+        if (sub == 16) BLOCK_SUMS(3, 4, 6, (x) + 48, stride, (w) + 1536, (to)[3]);         \
+    } while (0)
+
+/* sum[t][0..15] += half a panel x tokens, n of them computed and `real` of them kept. */
+INLINE void half(float *sum, const uint8_t *w, const float *ws, const hd_panel_tokens *tokens, const int32_t real,
+                 const int32_t kc, const int32_t lines, const int sub, const int mins, const int n)
+{
+    const int parts = 32 / sub, floats = WIDTH * (1 + mins * parts), scales = 32 * parts;
+    const int32_t blocks = kc / 32;
+    const float *wm = ws + scales * blocks, *d = tokens->gathered;
+    const int8_t *x = tokens->x[0];
+    const uint8_t *ahead = tokens->ahead;
+    const size_t stride = tokens->stride;
+    sums ring[2][4], *here = ring[0], *next = ring[1];
+    __m512 total[WIDTH];
+#pragma GCC unroll 16
+    for (int t = 0; t < n; t++) total[t] = _mm512_load_ps(sum + 32 * t);
+    EVEN(x, w, stride, here);
+    if (blocks > 1) ODD(x, w, stride, here);
+    for (int32_t left = blocks; left > 0; left -= 2) {
+        x += 64, w += 2048;
+        for (const uint8_t *end = ahead + 128 * (ptrdiff_t)lines; ahead < end; ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        if (left > 2) EVEN(x, w, stride, next);
+        settle(total, here, ws, wm, d, sub, mins, n);
+        if (left > 3) ODD(x, w, stride, next);
+        if (left > 1) settle(total, here + 2, ws + scales, wm + scales, d + floats, sub, mins, n);
+        ws += 2 * scales, wm += 2 * scales, d += 2 * floats;
+        sums *swap = here;
+        here = next, next = swap;
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < n; t++)
+        if (t < real) _mm512_store_ps(sum + 32 * t, total[t]);
+}
+
+typedef void half_fn(float *sum, const uint8_t *w, const float *ws, const hd_panel_tokens *tokens, int32_t real, int32_t kc,
+                     int32_t lines);
+#define HALF(sub, mins, n)                                                                                             \
+    static void half_##sub##_##mins##_##n(float *sum, const uint8_t *w, const float *ws, const hd_panel_tokens *tokens, \
+                                          int32_t real, int32_t kc, int32_t lines)                                     \
+    {                                                                                                                  \
+        half(sum, w, ws, tokens, real, kc, lines, sub, mins, n);                                                       \
+    }
+#define HALVES(sub, mins) HALF(sub, mins, 4) HALF(sub, mins, 8) HALF(sub, mins, 12) HALF(sub, mins, 16)
+HALVES(32, 0)
+HALVES(32, 1)
+HALVES(16, 0)
+HALVES(16, 1)
+#define NAMES(sub, mins) {half_##sub##_##mins##_4, half_##sub##_##mins##_8, half_##sub##_##mins##_12, half_##sub##_##mins##_16}
+static half_fn *const halves[2][2][WIDTH / 4] = {{NAMES(32, 0), NAMES(32, 1)}, {NAMES(16, 0), NAMES(16, 1)}};
+
+/* Tokens that are computed for a group of n: whole fours. */
+static inline int32_t tile_rows(int32_t n) { return (n + 3) & ~3; }
 
 static void multiply(float *sum, const uint8_t *w, const hd_panel_kind *kind, const hd_panel_tokens *tokens, int32_t n,
                      int32_t kc)
 {
-    const int32_t sub = kind->sub, groups = kc / sub;
-    const float *ws = (const float *)(const void *)(w + 32 * kc), *wm = ws + 32 * groups;
-    const int8_t *x = tokens->x[0];
-    const uint8_t *ahead = tokens->ahead;
-    sums even, odd;
-    __asm__ volatile("" : : : "memory"); /* tile loads do not tell the compiler what they read */
-#define SETTLE(of, b) settle(sum, of, ws + 32 * (b), wm + 32 * (b), kind, tokens, b, n)
-    for (int32_t b = 0; b < groups; b += 2) {
-        for (int32_t i = 0; i < tokens->lines * (2 * sub / 32); i++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
-        STEP(0, 1, 4, w + 32 * sub * b, x + sub * b, tokens->stride, even);
-        if (b > 0) SETTLE(odd, b - 1);
-        if (b + 1 < groups) STEP(2, 3, 5, w + 32 * sub * (b + 1), x + sub * (b + 1), tokens->stride, odd);
-        SETTLE(even, b);
-    }
-    if (groups % 2 == 0) SETTLE(odd, groups - 1);
+    half_fn *run = halves[kind->sub == 16][kind->mins][tile_rows(n) / 4 - 1];
+    const float *ws = (const float *)(const void *)(w + 32 * kc);
+    run(sum, w, ws, tokens, n, kc, tokens->lines);
+    run(sum + 16, w + 64, ws + 16, tokens, n, kc, 0);
 }
 
 #define LEAST 4 /* tokens; fewer are the direct products' */
 
 static const hd_panel_kind *takes(const hd_product *p)
 {
-    return p->act == HD_ACT_Q8 && p->n >= LEAST ? hd_panel_kind_avx512(p->type) : NULL;
+    return p->act == HD_ACT_Q8 && p->n >= LEAST ? hd_panel_kind_signed(p->type) : NULL;
 }
 
-int NAME(hd_gemm)(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
+int hd_gemm_amx(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 {
     const hd_panel_kind *kind = takes(p);
     if (!kind) return 0;
-    /* One shape for the whole call: the widest group's; narrower ones compute a row more that nobody reads. */
-    const int32_t tokens = hd_group_width(p->n, WIDTH);
+    /* One shape for the whole call: the widest group's; narrower ones compute tokens more that nobody keeps. */
+    const int32_t tokens = tile_rows(hd_group_width(p->n, WIDTH));
     const hd_panel_way way = {multiply, WIDTH, 1};
     tile_config config;
     memset(&config, 0, sizeof config);
     config.palette = 1;
-    for (int t = 0; t < TILES; t++) {
+    for (int t = 0; t < 8; t++) { /* 0 to 3 take sums, 4 and 5 the tokens, 6 and 7 the weights */
         config.rows[t] = (uint8_t)(t < 6 ? tokens : kind->sub / 4);
-        config.colsb[t] = (uint16_t)(t == 4 || t == 5 ? kind->sub : 64);
+        config.bytes[t] = (uint16_t)(t == 4 || t == 5 ? kind->sub : 64);
     }
-    tiles_begin(&config);
+    TILE_CONFIGURE(&config);
     hd_panel_product(p, r0, r1, scratch, kind, &way);
-    tiles_end();
+    TILE_RELEASE();
     return 1;
 }
 
-size_t NAME(hd_gemm_scratch)(const hd_product *p) { return takes(p) ? hd_panel_scratch(p) : 0; }
+size_t hd_gemm_scratch_amx(const hd_product *p)
+{
+    const hd_panel_kind *kind = takes(p);
+    return kind ? hd_panel_scratch_gathered(p, kind) : 0;
+}
 
-int32_t NAME(hd_gemm_act)(int32_t type, int32_t step_rows)
+int32_t hd_gemm_act_amx(int32_t type, int32_t step_rows)
 {
     (void)step_rows;
-    return hd_panel_kind_avx512(type) ? HD_ACT_Q8 : -1;
+    return hd_panel_kind_signed(type) ? HD_ACT_Q8 : -1;
 }

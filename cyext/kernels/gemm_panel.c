@@ -23,8 +23,38 @@ static void clear(float *p)
 
 size_t hd_panel_scratch(const hd_product *p)
 {
-    size_t n = (size_t)p->n;
-    return up(HD_PANEL_BYTES) + up(n * 128) + tail_bytes(p) + (n + HD_GROUP_TOKENS) * row_stride(p);
+    return up(HD_PANEL_BYTES) + up((size_t)p->n * 128) + tail_bytes(p);
+}
+
+/* Floats that a group of tokens has gathered. */
+static size_t group_floats(const hd_product *p, const hd_panel_kind *kind)
+{
+    return (size_t)(p->k / 32) * (size_t)hd_gathered_floats(kind);
+}
+
+size_t hd_panel_scratch_gathered(const hd_product *p, const hd_panel_kind *kind)
+{
+    size_t n = (size_t)p->n, groups = (n + HD_GROUP_TOKENS - 1) / HD_GROUP_TOKENS;
+    return hd_panel_scratch(p) + (n + HD_GROUP_TOKENS) * row_stride(p) + groups * group_floats(p, kind) * sizeof(float);
+}
+
+/* What the multiply wants beside the bytes, of one group: see hd_panel_tokens. Tokens that are not there have zeros. */
+static void gather(float *to, const hd_product *p, const hd_panel_kind *kind, int32_t t0, int32_t width)
+{
+    const int32_t step = hd_gathered_floats(kind);
+    memset(to, 0, group_floats(p, kind) * sizeof(float));
+    for (int32_t i = 0; i < width; i++) {
+        const uint8_t *row = p->x[t0 + i];
+        const float *d = hd_q8_d(row, p->k), *lift = hd_q8_s(row, p->k);
+        const int16_t *sums = hd_q8_sums(row, p->k);
+        float *at = to + i;
+        for (int64_t b = 0; b < p->k / 32; b++, at += step) {
+            at[0] = d[b];
+            if (!kind->mins) continue;
+            at[HD_GROUP_TOKENS] = kind->sub == 32 ? lift[b] : d[b] * (float)sums[2 * b];
+            if (kind->sub == 16) at[2 * HD_GROUP_TOKENS] = d[b] * (float)sums[2 * b + 1];
+        }
+    }
 }
 
 void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch, const hd_panel_kind *kind,
@@ -33,12 +63,18 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
     const size_t n = (size_t)p->n, stride = row_stride(p);
     const hd_type_info *type = &hd_types[p->type];
     uint8_t *panel = scratch, *at = panel + up(HD_PANEL_BYTES);
-    float *sum = (float *)(void *)at;
+    float *sum = (float *)(void *)at, *floats = NULL;
     at += up(n * 128);
     const int8_t *gathered = (const int8_t *)at;
     if (way->gathered) {
         for (size_t t = 0; t < n; t++, at += stride) memcpy(at, p->x[t], (size_t)p->k);
         at += HD_GROUP_TOKENS * stride;
+        float *group = floats = (float *)(void *)at;
+        for (int32_t t = 0, width; t < p->n; t += width, group += group_floats(p, kind)) {
+            width = hd_group_width(p->n - t, way->width);
+            gather(group, p, kind, t, width);
+        }
+        at = (uint8_t *)group;
     }
     /* The next panel is asked for a few lines at a time while this one is multiplied; the hint may run a little over its
      * end, which a prefetch forgives. */
@@ -63,12 +99,19 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
         for (int64_t k0 = 0; k0 < p->k; k0 += HD_CHUNK) {
             const int32_t kc = p->k - k0 < HD_CHUNK ? (int32_t)(p->k - k0) : HD_CHUNK;
             kind->unpack(panel, w + (size_t)(k0 / type->block) * (size_t)type->bytes, p->row_bytes, kc, p->type);
+            const float *group = floats;
             for (int32_t t = 0, width; t < p->n; t += width) {
                 width = hd_group_width(p->n - t, way->width);
-                for (int32_t i = 0; i < width; i++) {
-                    const uint8_t *row = p->x[t + i];
-                    tokens.x[i] = (way->gathered ? gathered + (size_t)(t + i) * stride : hd_act_q(row)) + k0;
-                    tokens.side[i] = (const uint8_t *)(hd_q8_d(row, p->k) + k0 / 32);
+                if (way->gathered) {
+                    tokens.x[0] = gathered + (size_t)t * stride + k0;
+                    tokens.gathered = group + k0 / 32 * hd_gathered_floats(kind);
+                    group += group_floats(p, kind);
+                } else {
+                    for (int32_t i = 0; i < width; i++) {
+                        const uint8_t *row = p->x[t + i];
+                        tokens.x[i] = hd_act_q(row) + k0;
+                        tokens.side[i] = (const uint8_t *)(hd_q8_d(row, p->k) + k0 / 32);
+                    }
                 }
                 tokens.ahead = ahead;
                 tokens.lines = ahead < end && ahead < after ? lines : 0;

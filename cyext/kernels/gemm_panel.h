@@ -35,8 +35,17 @@ typedef struct hd_panel_tokens {
     size_t lift, sums;
     const uint8_t *ahead;
     int32_t lines;
-    size_t stride;    /* with gathered bytes: token t + 1 lies so far after token t, readable for `width` tokens */
+    /* Gathered only: token t + 1's bytes lie `stride` after token t's, readable for 16 tokens; of each 32 columns, a float
+     * for each of 16 tokens: d, then for types with minima what multiplies those, one for each scale's columns. */
+    size_t stride;
+    const float *gathered;
 } hd_panel_tokens;
+
+/* Floats gathered for each 32 columns of a group. */
+static inline int32_t hd_gathered_floats(const hd_panel_kind *kind)
+{
+    return HD_GROUP_TOKENS * (1 + (kind->mins ? 32 / kind->sub : 0));
+}
 
 static inline float hd_side_float(const uint8_t *p)
 {
@@ -59,8 +68,8 @@ static inline int32_t hd_taken(int16_t offset, int first, int second)
 typedef void hd_panel_multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind, const hd_panel_tokens *tokens,
                                int32_t n, int32_t kc);
 
-/* How an instruction set wants its tokens: in groups of at most `width`; with their bytes gathered at a fixed distance or
- * where they lie. */
+/* How an instruction set wants its tokens: in groups of at most `width`; gathered (x and side are unset then), or where they
+ * lie. */
 typedef struct hd_panel_way {
     hd_panel_multiply *multiply;
     int32_t width, gathered;
@@ -76,5 +85,7 @@ static inline int32_t hd_group_width(int32_t left, int32_t width)
 }
 
 size_t hd_panel_scratch(const hd_product *p);
+/* With gathered tokens. */
+size_t hd_panel_scratch_gathered(const hd_product *p, const hd_panel_kind *kind);
 void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch, const hd_panel_kind *kind,
                       const hd_panel_way *way);

@@ -11,3 +11,4 @@ static const uint8_t hd_mxfp4_bytes[16] __attribute__((aligned(16))) = {12, 13, 
 /* NULL: the type has no panels. */
 const hd_panel_kind *hd_panel_kind_avx2(int32_t type);
 const hd_panel_kind *hd_panel_kind_avx512(int32_t type);
+const hd_panel_kind *hd_panel_kind_signed(int32_t type); /* by AVX-512; no offsets */

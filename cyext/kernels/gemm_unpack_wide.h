@@ -1,4 +1,4 @@
-/* The body of gemm_unpack_avx2.c and gemm_unpack_avx512.c: unpacks weight blocks into panels (gemm_panel.h), as many rows
+/* The body of gemm_unpack_avx2.c, gemm_unpack_avx512.c and gemm_unpack_signed_avx512.c: unpacks weight blocks into panels (gemm_panel.h), as many rows
  * at a time as a vector has lanes. Rows are turned into lanes while still packed, so that every later step works on all
  * of them. The types that people run have their own way; the others go by planes. Layouts: ggml/src/ggml-common.h. */
 #include <string.h>
@@ -22,7 +22,11 @@ typedef __m512i vi;
 #define BYTES(p) _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(p)))
 #define TO_FLOAT _mm512_cvtepi32_ps
 #define PER(op) _mm512_##op
+#ifdef HD_PANEL_SIGNED
+#define FLIP 0 /* tiles take signed bytes: no panel has an offset */
+#else
 #define FLIP 0x80 /* bytes are unsigned to the dot product: signed ones are moved up by 128 */
+#endif
 /* Bits of byte i of each dword, sign extended. */
 #define SIGNED_BYTE(v, i) _mm512_srai_epi32(_mm512_sll_epi32(v, _mm_cvtsi32_si128(24 - 8 * (i))), 24)
 static inline vf low_half(vi v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
@@ -60,6 +64,16 @@ static inline vi below(vi v, int bound, vi yes, vi no)
 static inline void put(uint8_t *p, vi v) { _mm256_store_si256((void *)p, v); }
 #endif
 #define WIDE (4 * HD_LANES)  /* bytes of a vector */
+
+#ifdef HD_PANEL_SIGNED
+#define KIND hd_panel_kind_signed
+#define OFFSET(n) 0
+#define LESS(v, n) _mm512_sub_epi8(v, _mm512_set1_epi8(n))
+#else
+#define KIND HD_ISA(hd_panel_kind)
+#define OFFSET(n) (n)
+#define LESS(v, n) (v)
+#endif
 
 static inline vf high_half(vi v) { return low_half(SHR(v, 16)); }
 static inline void put_f(uint8_t *p, vf v) { v_store((float *)(void *)p, v); }
@@ -219,7 +233,7 @@ static void panel_q6_k(uint8_t *panel, const uint8_t *w, size_t row_bytes, int32
                     for (int j = 0; j < 8; j++) {
                         vi x = low[8 * (i & 1) + j], top = h[j];
                         top = AND(i == 0 ? SHL(top, 4) : i == 1 ? SHL(top, 2) : i == 2 ? top : SHR(top, 2), bits);
-                        put(q + (4 * half + i) * 1024 + j * 128, OR(AND(i < 2 ? x : SHR(x, 4), nibble), top));
+                        put(q + (4 * half + i) * 1024 + j * 128, LESS(OR(AND(i < 2 ? x : SHR(x, 4), nibble), top), 32));
                     }
             }
         }
@@ -252,8 +266,8 @@ static void panel_q4_0(uint8_t *panel, const uint8_t *w, size_t row_bytes, int32
             put_f(scale + WIDE * g, halves_at(p, row_bytes));
             turn(v, p + 2, row_bytes);
             for (int j = 0; j < 4; j++) {
-                put(panel + WIDE * g + j * 128, AND(v[j], nibble));
-                put(panel + WIDE * g + 512 + j * 128, AND(SHR(v[j], 4), nibble));
+                put(panel + WIDE * g + j * 128, LESS(AND(v[j], nibble), 8));
+                put(panel + WIDE * g + 512 + j * 128, LESS(AND(SHR(v[j], 4), nibble), 8));
             }
         }
 }
@@ -307,7 +321,7 @@ static void panel_mxfp4(uint8_t *panel, const uint8_t *w, size_t row_bytes, int3
 {
     (void)type;
     uint8_t *scale = panel + 32 * kc;
-    const vi table = TABLE(hd_mxfp4_bytes);
+    const vi table = LESS(TABLE(hd_mxfp4_bytes), 12);
     for (; kc > 0; kc -= 32, w += 17, panel += 1024, scale += 128)
         for (int g = 0; g < 32 / HD_LANES; g++) {
             const uint8_t *p = w + (size_t)(HD_LANES * g) * row_bytes;
@@ -354,16 +368,16 @@ static void panel_planes(uint8_t *panel, const uint8_t *w, size_t row_bytes, int
 static const hd_panel_kind kinds[HD_TYPE_COUNT] = {
     [HD_Q4_K] = {panel_q4_k, 32, 0, 1, 15},
     [HD_Q5_K] = {panel_q5_k, 32, 0, 1, 31},
-    [HD_Q6_K] = {panel_q6_k, 16, 32, 0, 63},
+    [HD_Q6_K] = {panel_q6_k, 16, OFFSET(32), 0, 63},
     [HD_Q8_0] = {panel_q8_0, 32, FLIP, 0, 255},
-    [HD_Q4_0] = {panel_q4_0, 32, 8, 0, 15},
+    [HD_Q4_0] = {panel_q4_0, 32, OFFSET(8), 0, 15},
     [HD_IQ4_NL] = {panel_iq4_nl, 32, FLIP, 0, 255},
     [HD_IQ4_XS] = {panel_iq4_xs, 32, FLIP, 0, 255},
-    [HD_MXFP4] = {panel_mxfp4, 32, 12, 0, 24},
+    [HD_MXFP4] = {panel_mxfp4, 32, OFFSET(12), 0, 24},
 };
 static const hd_panel_kind by_planes[2] = {{panel_planes, 16, FLIP, 0, 255}, {panel_planes, 16, FLIP, 1, 255}};
 
-const hd_panel_kind *HD_ISA(hd_panel_kind)(int32_t type)
+const hd_panel_kind *KIND(int32_t type)
 {
     if (type < 0 || type >= HD_TYPE_COUNT) return NULL;
     if (kinds[type].unpack) return &kinds[type];
