@@ -127,6 +127,20 @@ def test_arguments_of_calls_as_objects_and_as_text(shown, text):
     assert told["tool_calls"][0]["function"]["arguments"] == written
 
 
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        ("m.content + '!'", "one two!"),  # only text
+        ("m.content", "one two"),  # would print the list
+        ("m.content | map(attribute='text') | join('+')", "one +two"),  # takes the list
+    ],
+)
+def test_content_as_text_and_as_a_list_of_texts(shown, text):
+    template = ChatTemplate("{% for m in messages %}{{ SHOWN }}{% endfor %}".replace("SHOWN", shown))
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    assert template.render([{"role": "user", "content": parts}]) == text
+
+
 def test_reasoning_by_any_name():
     template = ChatTemplate("{% for m in messages %}{{ m.reasoning_content }}/{{ m.thinking }};{% endfor %}")
     thoughts = [{"role": "assistant", name: "hm"} for name in ("reasoning_content", "thinking", "reasoning")]

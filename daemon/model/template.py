@@ -1,8 +1,9 @@
 """A model's chat template: messages in, prompt text out, as transformers' `apply_chat_template` renders it.
 
-Owns the Jinja environment and the two things in which clients and templates disagree: what a message's reasoning is
-called, and whether the arguments of a tool's call are an object or its JSON. A template comes with a model file from
-anywhere, so it runs sandboxed, on a copy of the messages; jinja2 is imported when a template is first rendered.
+Owns the Jinja environment and the things in which clients and templates disagree: what a message's reasoning is called,
+whether the arguments of a tool's call are an object or its JSON, whether content is text or a list of texts. A template
+comes with a model file from anywhere, so it runs sandboxed, on a copy of the messages; jinja2 is imported when a
+template is first rendered.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ CHATML = (
 
 # What a message's reasoning is called, here and there; the first found is shown to the template under all of them.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+
+# A list of texts as Python prints it: what a template makes of it that knows only text.
+_QUOTED_PART = "[{'type': 'text'"
 
 
 class TemplateError(ValueError):
@@ -95,8 +99,8 @@ class ChatTemplate:
         `arguments` are the template's own (enable_thinking, reasoning_effort, documents, ...). Raises TemplateError
         with the template's words when it refuses.
 
-        The arguments of a tool's call may be an object or JSON text. Templates take one, the other or both: they get
-        what came, and the other form if they refuse that or would quote text a second time.
+        The arguments of a tool's call may be an object or JSON text, content may be text or a list of texts. Templates
+        take one, the other or both: they get what came, and the other form if they refuse that or would quote it.
         """
         source = self._tools_source if tools and self._tools_source else self.source
         variables = {"documents": None, **self._tokens, **arguments}
@@ -109,7 +113,7 @@ class ChatTemplate:
             except TemplateError as error:
                 refusal = refusal or error
                 continue
-            if all(json_text in text for json_text in written):
+            if all(json_text in text for json_text in written) and _QUOTED_PART not in text:
                 return text
             quoted = quoted or text
         if quoted is not None or refusal is None:
@@ -180,27 +184,27 @@ def _plain(value: Any) -> Any:
 
 def _forms(messages: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """The messages as templates may want them, the likeliest first: as they came, with reasoning under every name that
-    templates read; then with the arguments of calls as objects; as text; and just as they came."""
-
-    def named() -> list[dict[str, Any]]:
-        copies: list[dict[str, Any]] = _plain(messages)
-        for message in copies:
-            reasoning = next((message[name] for name in _REASONING if message.get(name) is not None), None)
-            if reasoning is not None:
-                message["reasoning_content"] = reasoning
-                message.setdefault("thinking", reasoning)
-        return copies
-
-    yield named()
-    for convert in (_parsed, _written):
-        changed, copies = False, named()
-        for call in _calls(copies):
-            before = call["arguments"]
-            call["arguments"] = convert(before)
-            changed |= call["arguments"] is not before
-        if changed:
-            yield copies
-    if any(name in message for message in messages for name in _REASONING):
+    templates read; with the arguments of calls as objects, as text; all that with content as text; just as they came.
+    """
+    named: list[dict[str, Any]] = _plain(messages)
+    for message in named:
+        reasoning = next((message[name] for name in _REASONING if message.get(name) is not None), None)
+        if reasoning is not None:
+            message["reasoning_content"] = reasoning
+            message.setdefault("thinking", reasoning)
+    joined: list[dict[str, Any]] = _plain(named)
+    for message in joined:
+        if "content" in message:
+            message["content"] = _joined(message["content"])
+    for base in (named, joined) if joined != named else (named,):
+        yield _plain(base)
+        for convert in (_parsed, _written):
+            converted: list[dict[str, Any]] = _plain(base)
+            for call in _calls(converted):
+                call["arguments"] = convert(call["arguments"])
+            if converted != base:
+                yield converted
+    if named != list(messages):
         yield _plain(messages)
 
 
@@ -212,6 +216,15 @@ def _calls(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             function = call.get("function", call) if isinstance(call, dict) else None
             if isinstance(function, dict) and "arguments" in function:
                 yield function
+
+
+def _joined(content: Any) -> Any:
+    texts: list[str] = []
+    for part in content if isinstance(content, list) else ():
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            return content
+        texts.append(part["text"])
+    return "".join(texts) if texts else content
 
 
 def _parsed(arguments: Any) -> Any:
