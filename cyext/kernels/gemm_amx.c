@@ -148,7 +148,7 @@ int hd_gemm_amx(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
     if (!kind) return 0;
     /* One shape for the whole call: the widest group's; narrower ones compute tokens more that nobody keeps. */
     const int32_t tokens = tile_rows(hd_group_width(p->n, WIDTH));
-    const hd_panel_way way = {multiply, WIDTH, 1};
+    const hd_panel_way way = {.multiply = multiply, .width = WIDTH, .gathered = 1};
     tile_config config;
     memset(&config, 0, sizeof config);
     config.palette = 1;

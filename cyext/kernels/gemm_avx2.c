@@ -132,7 +132,12 @@ static void multiply(float *sum, const uint8_t *w, const hd_panel_kind *kind, co
 
 #define LEAST 4 /* tokens; fewer are the direct products' */
 
-const hd_panel_way hd_panel_way_avx2 = {multiply, 6, 0};
+static const hd_panel_way way = {.multiply = multiply, .width = 6};
+const hd_panel_way *hd_panel_way_avx2(const hd_panel_kind *kind)
+{
+    (void)kind;
+    return &way;
+}
 
 static const hd_panel_kind *takes_bytes(const hd_product *p)
 {
@@ -143,7 +148,7 @@ int hd_gemm_avx2(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 {
     const hd_panel_kind *kind = takes_bytes(p);
     if (p->n < LEAST) return 0;
-    if (kind) hd_panel_product(p, r0, r1, scratch, kind, &hd_panel_way_avx2);
+    if (kind) hd_panel_product(p, r0, r1, scratch, kind, &way);
     else if (takes_float(p)) float_product(p, r0, r1, scratch);
     else return 0;
     return 1;

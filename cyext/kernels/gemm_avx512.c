@@ -34,9 +34,49 @@ INLINE void dots(__m512i a[][2], const uint8_t *w, const int8_t *const *q, const
     }
 }
 
+/* Of types without minima each 32 columns of a token are prepared: d and, for each of their scales, minus the offset times the
+ * sum of q, with which their sums begin: {d, taken} under one scale, {d, d, taken, taken} under two. */
+static void prepare_32(uint8_t *to, const hd_panel_kind *kind, const uint8_t *row, int64_t k)
+{
+    const __m512i less = _mm512_set1_epi16((int16_t)-kind->offset);
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    for (int64_t b = 0; b < k / 32; b += 16, to += 128) {
+        const int64_t left = k / 32 - b;
+        const __mmask16 here = left < 16 ? (__mmask16)((1 << left) - 1) : 0xffff;
+        const __m512i d = _mm512_maskz_loadu_epi32(here, hd_q8_d(row, k) + b);
+        const __m512i taken = _mm512_madd_epi16(_mm512_maskz_loadu_epi32(here, hd_q8_sums(row, k) + 2 * b), less);
+        _mm512_storeu_si512(to, _mm512_permutex2var_epi32(d, low, taken));
+        if (left > 8) _mm512_storeu_si512(to + 64, _mm512_permutex2var_epi32(d, high, taken));
+    }
+}
+
+static void prepare_16(uint8_t *to, const hd_panel_kind *kind, const uint8_t *row, int64_t k)
+{
+    const __m512i less = _mm512_set1_epi32(-kind->offset);
+    const __m512i low = _mm512_setr_epi32(0, 0, 16, 17, 1, 1, 18, 19, 2, 2, 20, 21, 3, 3, 22, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_setr_epi32(4, 4, 8, 8, 4, 4, 8, 8, 4, 4, 8, 8, 4, 4, 8, 8));
+    for (int64_t b = 0; b < k / 32; b += 8, to += 128) {
+        const int64_t left = k / 32 - b;
+        const __mmask8 here = left < 8 ? (__mmask8)((1 << left) - 1) : 0xff;
+        const __m512i d = _mm512_castsi256_si512(_mm256_maskz_loadu_epi32(here, hd_q8_d(row, k) + b));
+        const __m256i pairs = _mm256_maskz_loadu_epi32(here, hd_q8_sums(row, k) + 2 * b);
+        const __m512i taken = _mm512_mullo_epi32(_mm512_cvtepi16_epi32(pairs), less);
+        _mm512_storeu_si512(to, _mm512_permutex2var_epi32(d, low, taken));
+        if (left > 4) _mm512_storeu_si512(to + 64, _mm512_permutex2var_epi32(d, high, taken));
+    }
+}
+
+/* Four bytes of a token's side, the same in all lanes. */
+INLINE __m512i word(const uint8_t *p)
+{
+    int32_t v;
+    memcpy(&v, p, 4);
+    return _mm512_set1_epi32(v);
+}
 INLINE __m512i less(const uint8_t *sums, int32_t taken)
 {
-    return _mm512_madd_epi16(_mm512_set1_epi32(hd_side_sums(sums)), _mm512_set1_epi32(taken));
+    return _mm512_madd_epi16(word(sums), _mm512_set1_epi32(taken));
 }
 
 INLINE void block(float *sum, const uint8_t *w, const hd_panel_kind *kind, const hd_panel_tokens *tokens, int32_t kc,
@@ -44,7 +84,8 @@ INLINE void block(float *sum, const uint8_t *w, const hd_panel_kind *kind, const
 {
     const float *ws = (const float *)(const void *)(w + 32 * kc), *wm = ws + 32 * (kc / sub);
     const size_t lifts = tokens->lift, pairs = tokens->sums;
-    const int32_t early = hd_taken(kind->offset, 1, 0), late = hd_taken(kind->offset, 0, 1), both = early | late;
+    const int32_t early = hd_taken(kind->offset, 1, 0), late = hd_taken(kind->offset, 0, 1);
+    const int side_step = mins ? 4 : sub == 32 ? 8 : 16;
     const int8_t *q[TOKENS];
     const uint8_t *side[TOKENS], *ahead = tokens->ahead;
     __m512 total[TOKENS][2];
@@ -62,7 +103,7 @@ INLINE void block(float *sum, const uint8_t *w, const hd_panel_kind *kind, const
         if (sub == 16) { /* the first 16 columns, weighed by their scale, wait in floats for the others */
 #pragma GCC unroll 6
             for (int t = 0; t < n; t++)
-                a[t][0] = a[t][1] = less(side[t] + pairs, early);
+                a[t][0] = a[t][1] = mins ? less(side[t] + pairs, early) : word(side[t] + 8);
             dots(a, w, q, 0, 4, n);
 #pragma GCC unroll 6
             for (int t = 0; t < n; t++) {
@@ -80,8 +121,9 @@ INLINE void block(float *sum, const uint8_t *w, const hd_panel_kind *kind, const
         }
 #pragma GCC unroll 6
         for (int t = 0; t < n; t++)
-            a[t][0] = a[t][1] = sub == 32 && mins ? _mm512_setzero_si512() /* types with such a minimum have no offset */
-                                                  : less(side[t] + pairs, sub == 16 ? late : both);
+            a[t][0] = a[t][1] = !mins ? word(side[t] + side_step - 4)
+                              : sub == 16 ? less(side[t] + pairs, late)
+                                          : _mm512_setzero_si512(); /* types with such a minimum have no offset */
         if (sub == 16) dots(a, w + 512, q, 16, 4, n);
         else dots(a, w, q, 0, 8, n);
         const __m512 s0 = _mm512_load_ps(ws), s1 = _mm512_load_ps(ws + 16);
@@ -109,7 +151,7 @@ INLINE void block(float *sum, const uint8_t *w, const hd_panel_kind *kind, const
             }
         ws += 32, wm += 32;
 #pragma GCC unroll 6
-        for (int t = 0; t < n; t++) q[t] += 32, side[t] += 4;
+        for (int t = 0; t < n; t++) q[t] += 32, side[t] += side_step;
     }
 #pragma GCC unroll 6
     for (int t = 0; t < n; t++) {
@@ -146,7 +188,14 @@ static void multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind
 
 #define LEAST 4 /* tokens; fewer are the direct products' */
 
-const hd_panel_way hd_panel_way_avx512 = {multiply, 6, 0};
+/* Two scales in 32 columns need registers for the first sixteen's sums, too. */
+static const hd_panel_way way_mins = {.multiply = multiply, .width = 6};
+static const hd_panel_way way_32 = {multiply, 6, 0, 8, prepare_32};
+static const hd_panel_way way_16 = {multiply, 5, 0, 16, prepare_16};
+const hd_panel_way *hd_panel_way_avx512(const hd_panel_kind *kind)
+{
+    return kind->mins ? &way_mins : kind->sub == 32 ? &way_32 : &way_16;
+}
 
 static const hd_panel_kind *takes_bytes(const hd_product *p)
 {
@@ -157,7 +206,7 @@ int hd_gemm_avx512(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 {
     const hd_panel_kind *kind = takes_bytes(p);
     if (p->n < LEAST) return 0;
-    if (kind) hd_panel_product(p, r0, r1, scratch, kind, &hd_panel_way_avx512);
+    if (kind) hd_panel_product(p, r0, r1, scratch, kind, hd_panel_way_avx512(kind));
     else if (takes_float(p)) float_product(p, r0, r1, scratch);
     else return 0;
     return 1;

@@ -7,6 +7,8 @@ static size_t up(size_t n) { return (n + 63) & ~(size_t)63; }
 
 /* Gathered bytes: not a power of two apart, which would put the same columns of all tokens in one set of the cache. */
 static size_t row_stride(const hd_product *p) { return up((size_t)p->k) + 64; }
+/* What is prepared of a token lies a whole number of lines apart. */
+static size_t prepared_stride(const hd_product *p) { return up((size_t)(p->k / 32) * HD_PREPARED_MOST); }
 static size_t tail_bytes(const hd_product *p) { return up(HD_GEMM_PANEL * p->row_bytes + 64); }
 
 /* 32 floats. By vectors: the compiler makes REP STOS of a memset or a loop, which is slow to start. */
@@ -23,7 +25,7 @@ static void clear(float *p)
 
 size_t hd_panel_scratch(const hd_product *p)
 {
-    return up(HD_PANEL_BYTES) + up((size_t)p->n * 128) + tail_bytes(p);
+    return up(HD_PANEL_BYTES) + up((size_t)p->n * 128) + tail_bytes(p) + (size_t)p->n * prepared_stride(p);
 }
 
 /* Floats that a group of tokens has gathered. */
@@ -65,6 +67,9 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
     uint8_t *panel = scratch, *at = panel + up(HD_PANEL_BYTES);
     float *sum = (float *)(void *)at, *floats = NULL;
     at += up(n * 128);
+    const uint8_t *prepared = at;
+    if (way->prepared)
+        for (size_t t = 0; t < n; t++, at += prepared_stride(p)) way->prepare(at, kind, p->x[t], p->k);
     const int8_t *gathered = (const int8_t *)at;
     if (way->gathered) {
         for (size_t t = 0; t < n; t++, at += stride) memcpy(at, p->x[t], (size_t)p->k);
@@ -110,7 +115,8 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
                     for (int32_t i = 0; i < width; i++) {
                         const uint8_t *row = p->x[t + i];
                         tokens.x[i] = hd_act_q(row) + k0;
-                        tokens.side[i] = (const uint8_t *)(hd_q8_d(row, p->k) + k0 / 32);
+                        tokens.side[i] = way->prepared ? prepared + (size_t)(t + i) * prepared_stride(p) + k0 / 32 * way->prepared
+                                                       : (const uint8_t *)(hd_q8_d(row, p->k) + k0 / 32);
                     }
                 }
                 tokens.ahead = ahead;

@@ -69,12 +69,15 @@ typedef void hd_panel_multiply(float *sum, const uint8_t *panel, const hd_panel_
                                int32_t n, int32_t kc);
 
 /* How an instruction set wants its tokens: in groups of at most `width`; gathered (x and side are unset then), or where they
- * lie. */
+ * lie; with `prepared` bytes for each 32 columns of a token that side[t] leads to instead, made once per product. */
+typedef void hd_panel_prepare(uint8_t *to, const hd_panel_kind *kind, const uint8_t *row, int64_t k);
+#define HD_PREPARED_MOST 16
 typedef struct hd_panel_way {
     hd_panel_multiply *multiply;
-    int32_t width, gathered;
+    int32_t width, gathered, prepared;
+    hd_panel_prepare *prepare;
 } hd_panel_way;
-extern const hd_panel_way hd_panel_way_avx2, hd_panel_way_avx512;
+const hd_panel_way *hd_panel_way_avx2(const hd_panel_kind *kind), *hd_panel_way_avx512(const hd_panel_kind *kind);
 
 /* Tokens of the group that begins when `left` remain: groups are of nearly equal width, since one of a single token would
  * wait on its own additions. */

@@ -77,7 +77,11 @@ static void repack(const run *r, const uint8_t *w, uint8_t *panel)
 static void multiply_panels(const run *r, const use *u, const item *i, void *scratch)
 {
     int32_t n = u->end - u->begin, cols = r->t->cols;
+    const size_t prepared = (size_t)cols / 32 * HD_PREPARED_MOST + 64;
     float *sum = scratch;
+    uint8_t *sides = (uint8_t *)scratch + (size_t)n * 128;
+    if (r->panel_way->prepared)
+        for (int32_t t = 0; t < n; t++) r->panel_way->prepare(sides + (size_t)t * prepared, r->kind, r->x[u->begin + t], cols);
     for (int32_t row = i->r0; row < i->r1; row += HD_GEMM_PANEL) {
         const uint8_t *panel = r->t->panels + slot(r, u->expert) * expert_panels(r) + (size_t)(row / 32) * r->panel_bytes;
         memset(sum, 0, (size_t)n * 128);
@@ -90,7 +94,8 @@ static void multiply_panels(const run *r, const use *u, const item *i, void *scr
                 for (int32_t j = 0; j < width; j++) {
                     const uint8_t *x = r->x[u->begin + t + j];
                     tokens.x[j] = hd_act_q(x) + c;
-                    tokens.side[j] = (const uint8_t *)(hd_q8_d(x, cols) + c / 32);
+                    tokens.side[j] = r->panel_way->prepared ? sides + (size_t)(t + j) * prepared + c / 32 * r->panel_way->prepared
+                                                            : (const uint8_t *)(hd_q8_d(x, cols) + c / 32);
                 }
                 r->panel_way->multiply(sum + 32 * t, panel, r->kind, &tokens, width, kc);
             }
@@ -126,7 +131,7 @@ static void do_item(void *context, hd_worker *w, int32_t number)
     }
     const use *u = &r->uses[i->use];
     if (r->way == REPACK_USED || r->way == KEPT_REPACKED) {
-        multiply_panels(r, u, i, hd_worker_scratch(w, (size_t)(u->end - u->begin) * 128));
+        multiply_panels(r, u, i, hd_worker_scratch(w, (size_t)(u->end - u->begin) * (128 + (size_t)r->t->cols + 64)));
         return;
     }
     hd_product p = {.type = r->t->type, .act = r->act, .row_bytes = r->row_bytes, .k = r->t->cols,
@@ -169,7 +174,7 @@ static int prepare(run *r, const tensor *t, const char *isa, int32_t threads, co
     if (strcmp(r->k->name, "c") != 0) {
         int wide = strcmp(r->k->name, "avx2") != 0;
         r->kind = wide ? hd_panel_kind_avx512(t->type) : hd_panel_kind_avx2(t->type);
-        r->panel_way = wide ? &hd_panel_way_avx512 : &hd_panel_way_avx2;
+        if (r->kind) r->panel_way = wide ? hd_panel_way_avx512(r->kind) : hd_panel_way_avx2(r->kind);
     }
     if (r->kind) r->panel_bytes = panel_size(r->kind, t->cols);
     r->teams = hd_teams_new(threads, cpus, team, 2000);
