@@ -93,6 +93,8 @@ INLINE void block(float *sum, const uint8_t *w, const hd_panel_kind *kind, const
     for (int t = 0; t < n; t++) {
         q[t] = tokens->x[t];
         side[t] = tokens->side[t];
+        total[t][0] = total[t][1] = _mm512_setzero_ps();
+        if (tokens->begins) continue;
         total[t][0] = _mm512_load_ps(sum + 32 * t);
         total[t][1] = _mm512_load_ps(sum + 32 * t + 16);
     }
@@ -155,8 +157,9 @@ INLINE void block(float *sum, const uint8_t *w, const hd_panel_kind *kind, const
     }
 #pragma GCC unroll 6
     for (int t = 0; t < n; t++) {
-        _mm512_store_ps(sum + 32 * t, total[t][0]);
-        _mm512_store_ps(sum + 32 * t + 16, total[t][1]);
+        float *to = tokens->out ? tokens->out[t] + tokens->row : sum + 32 * t;
+        _mm512_storeu_ps(to, total[t][0]);
+        _mm512_storeu_ps(to + 16, total[t][1]);
     }
 }
 
@@ -189,9 +192,9 @@ static void multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind
 #define LEAST 4 /* tokens; fewer are the direct products' */
 
 /* Two scales in 32 columns need registers for the first sixteen's sums, too. */
-static const hd_panel_way way_mins = {.multiply = multiply, .width = 6};
-static const hd_panel_way way_32 = {multiply, 6, 0, 8, prepare_32};
-static const hd_panel_way way_16 = {multiply, 5, 0, 16, prepare_16};
+static const hd_panel_way way_mins = {.multiply = multiply, .width = 6, .direct = 1};
+static const hd_panel_way way_32 = {multiply, 6, 0, 1, 8, prepare_32};
+static const hd_panel_way way_16 = {multiply, 5, 0, 1, 16, prepare_16};
 const hd_panel_way *hd_panel_way_avx512(const hd_panel_kind *kind)
 {
     return kind->mins ? &way_mins : kind->sub == 32 ? &way_32 : &way_16;

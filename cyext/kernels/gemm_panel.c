@@ -100,7 +100,8 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
             memset(at + rows * p->row_bytes, 0, tail_bytes(p) - rows * p->row_bytes);
             w = at;
         }
-        for (size_t t = 0; t < n; t++) clear(sum + t * 32);
+        for (size_t t = 0; t < n && !way->direct; t++) clear(sum + t * 32);
+        tokens.row = r;
         for (int64_t k0 = 0; k0 < p->k; k0 += HD_CHUNK) {
             const int32_t kc = p->k - k0 < HD_CHUNK ? (int32_t)(p->k - k0) : HD_CHUNK;
             kind->unpack(panel, w + (size_t)(k0 / type->block) * (size_t)type->bytes, p->row_bytes, kc, p->type);
@@ -119,12 +120,15 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
                                                        : (const uint8_t *)(hd_q8_d(row, p->k) + k0 / 32);
                     }
                 }
+                tokens.begins = k0 == 0;
+                tokens.out = way->direct && rows == HD_GEMM_PANEL && k0 + kc == p->k ? p->out + t : NULL;
                 tokens.ahead = ahead;
                 tokens.lines = ahead < end && ahead < after ? lines : 0;
                 ahead += (ptrdiff_t)tokens.lines * 64 * (kc / 32);
                 way->multiply(sum + 32 * t, panel, kind, &tokens, width, kc);
             }
         }
+        if (rows == HD_GEMM_PANEL && way->direct) continue;
         if (rows == HD_GEMM_PANEL) /* a length known to the compiler: else it copies with REP MOVS, which is slow to start */
             for (size_t t = 0; t < n; t++) memcpy(p->out[t] + r, sum + t * 32, HD_GEMM_PANEL * sizeof(float));
         else

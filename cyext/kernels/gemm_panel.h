@@ -35,6 +35,9 @@ typedef struct hd_panel_tokens {
     size_t lift, sums;
     const uint8_t *ahead;
     int32_t lines;
+    int32_t begins;      /* these are the first columns: sum is not set yet (ways that are direct) */
+    float *const *out;   /* after the last columns the sums go to out[t][row ..] instead; NULL: they stay (likewise) */
+    int64_t row;
     /* Gathered only: token t + 1's bytes lie `stride` after token t's, readable for 16 tokens; of each 32 columns, a float
      * for each of 16 tokens: d, then for types with minima what multiplies those, one for each scale's columns. */
     size_t stride;
@@ -69,12 +72,13 @@ typedef void hd_panel_multiply(float *sum, const uint8_t *panel, const hd_panel_
                                int32_t n, int32_t kc);
 
 /* How an instruction set wants its tokens: in groups of at most `width`; gathered (x and side are unset then), or where they
- * lie; with `prepared` bytes for each 32 columns of a token that side[t] leads to instead, made once per product. */
+ * lie; with `prepared` bytes for each 32 columns of a token that side[t] leads to instead, made once per product; direct:
+ * it begins sums and puts them out itself. */
 typedef void hd_panel_prepare(uint8_t *to, const hd_panel_kind *kind, const uint8_t *row, int64_t k);
 #define HD_PREPARED_MOST 16
 typedef struct hd_panel_way {
     hd_panel_multiply *multiply;
-    int32_t width, gathered, prepared;
+    int32_t width, gathered, direct, prepared;
     hd_panel_prepare *prepare;
 } hd_panel_way;
 const hd_panel_way *hd_panel_way_avx2(const hd_panel_kind *kind), *hd_panel_way_avx512(const hd_panel_kind *kind);

@@ -88,6 +88,7 @@ static void multiply_panels(const run *r, const use *u, const item *i, void *scr
         for (int32_t c = 0; c < cols; c += HD_CHUNK) {
             int32_t kc = cols - c < HD_CHUNK ? cols - c : HD_CHUNK;
             hd_panel_tokens tokens = {.lift = (size_t)cols / 8, .sums = (size_t)cols / 4, .ahead = panel + 4096,
+                                      .begins = c == 0, .row = row,
                                       .lines = n <= r->panel_way->width ? 16 : 0};
             for (int32_t t = 0, width; t < n; t += width) {
                 width = hd_group_width(n - t, r->panel_way->width);
