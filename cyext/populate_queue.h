@@ -79,10 +79,15 @@ void hd_queue_counts(hd_queue *q, hd_class_counts counts[HD_CLASSES], int64_t wa
 /* Sleep until nothing waits or is in flight in a class (paused counts as waiting), or the time is over. 1: empty. */
 int hd_queue_drain(hd_queue *q, enum hd_class cls, double seconds);
 
-/* ---- The arena: spans whose class reads exact ranges (cover above 1) go there instead of the mapping ---------------- */
+/* ---- The arena: spans that some classes ask for are read there, past the page cache, instead of into the mapping ------ */
 
 /* See hd_arena_new; once, and only without nodes. 0 or errno. */
 int hd_queue_arena(hd_queue *q, const uint8_t *member, uint64_t bytes);
+/* Bit k: what class k asks for goes to the arena while it has slots; else, and what is no member, to the mapping. */
+void hd_queue_direct(hd_queue *q, uint32_t classes);
+/* From now on these spans are read from the mapping, where the caller has populated them; their slots are free. Those that
+ * somebody reads stay. Returns how many came home. */
+int32_t hd_queue_come_home(hd_queue *q, const int32_t *spans, int32_t n);
 /* Whose slot to take when none is free, in this order: the worker takes the first of the size that nobody reads. */
 int hd_queue_victims(hd_queue *q, const int32_t *spans, int32_t n);
 /* Spans of so many bytes go to the mapping, whose pages the kernel can take, before any goes to the arena. */

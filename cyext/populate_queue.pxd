@@ -54,6 +54,8 @@ cdef extern from "populate_queue.h" nogil:
     void hd_queue_counts(hd_queue *q, hd_class_counts *counts, int64_t *waiting, int32_t *in_flight)
     int hd_queue_arena(hd_queue *q, const uint8_t *member, uint64_t bytes)
     void hd_queue_mapping_room(hd_queue *q, int64_t bytes)
+    void hd_queue_direct(hd_queue *q, uint32_t classes)
+    int32_t hd_queue_come_home(hd_queue *q, const int32_t *spans, int32_t n)
     int hd_queue_victims(hd_queue *q, const int32_t *spans, int32_t n)
     uint64_t hd_queue_arena_limit(hd_queue *q, uint64_t bytes)
     ctypedef struct hd_arena_counts:

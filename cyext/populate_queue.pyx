@@ -219,7 +219,7 @@ cdef class PopulateQueue:
         return hd_queue_forget(self.get(), &view[0], <int32_t>view.shape[0]) if view.shape[0] else 0
 
     def make_arena(self, ids, uint64_t nbytes):
-        """From now on these spans are read by O_DIRECT into huge pages wherever a class reads exact ranges.
+        """These spans can be read by O_DIRECT into huge pages from now on; `direct` says for which classes.
 
         nbytes: of all slots. Raises OSError: EINVAL where the file system knows no O_DIRECT, ENOSPC where nothing fits.
         """
@@ -230,6 +230,24 @@ cdef class PopulateQueue:
         cdef int error = hd_queue_arena(self.get(), &view[0], nbytes)
         if error:
             raise OSError(error, os.strerror(error), "arena")
+
+    def direct(self, classes):
+        """What these classes ask for is read into the arena while it has slots; the others read into the mapping."""
+        hd_queue_direct(self.get(), <uint32_t>sum(1 << int(c) for c in set(classes)))
+
+    def come_home(self, ids):
+        """These spans, populated in the mapping by the caller, are read there from now on and give up their slots.
+
+        Those that somebody reads stay; how many came.
+        """
+        cdef const int32_t[::1] view = self._ids(ids)
+        cdef int32_t n = <int32_t>view.shape[0], home
+        cdef hd_queue *q = self.get()
+        if n == 0:
+            return 0
+        with nogil:
+            home = hd_queue_come_home(q, &view[0], n)
+        return home
 
     def set_victims(self, ids):
         """Whose slot of the arena to take when none is free, in this order."""

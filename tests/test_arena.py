@@ -36,6 +36,7 @@ class House:
             self.queue.set_cover(cls, 2.0)
         self.slot = -(-ODD // 4096) * 4096 + 4096
         self.queue.make_arena(range(N), slots * self.slot)
+        self.queue.direct(range(5))
 
     def read(self, *ids: int) -> None:
         self.queue.submit(ROUTED, ids)
@@ -70,6 +71,27 @@ def test_spans_lie_in_slots_and_leave_the_page_cache_alone(house: House) -> None
     assert house.queue.stats()["routed"]["read"] == 4 * ODD
     house.read(32)  # no member: in the mapping
     assert house.in_arena() == [0, 1, 2, 31] and house.holds(32)
+
+
+def test_only_the_classes_that_were_named_read_past_the_page_cache(house: House) -> None:
+    house.queue.direct([DEMAND])
+    house.read(0)
+    assert house.in_arena() == [] and cached_pages(house.path).any()
+    house.queue.submit(DEMAND, [1])
+    assert house.queue.drain(DEMAND, 5)
+    assert house.in_arena() == [1] and house.holds(1)
+
+
+def test_a_span_comes_home_when_nobody_reads_it(house: House) -> None:
+    house.read(3, 4, 5)
+    house.mapping.populate(0, 3 * ODD, 3 * ODD, 0.0)
+    house.spans.users[4] = 1
+    assert house.queue.come_home([3, 4, 5, 6]) == 2
+    assert house.in_arena() == [4] and house.holds(3) and house.holds(5)
+    assert house.spans.state[[3, 4, 5, 6]].tolist() == [READY, READY, READY, ABSENT]
+    house.spans.users[4] = 0
+    assert house.queue.come_home([4]) == 1 and house.queue.arena()["used"] == 0
+    assert house.queue.limit_arena(0) == 0
 
 
 def test_the_first_victim_that_nobody_reads_gives_its_slot_up(house: House) -> None:
@@ -125,6 +147,7 @@ def test_output_is_the_same_bit_for_bit_from_an_arena_too_small_for_the_model(mo
         except OSError as error:
             assert error.errno == errno.EINVAL
             pytest.skip("the file system of the models knows no O_DIRECT")
+        opened.queue.direct(range(5))
         opened.queue.set_victims(experts)
         for chunk, logits in zip((None, 1), expected, strict=True):
             assert np.array_equal(logits_of(engine, tokens, chunk)[0], logits)

@@ -19,7 +19,7 @@ from hearthd.cyext.spans import FAILED, READY
 from numpy.typing import NDArray
 
 from .. import protocol
-from .arena import Arena
+from .arena import Arena, choose_arena
 from .audit import LOCK_SHARE, audit, census
 from .budget import Budgeter
 from .heat import Heat, heat_path
@@ -89,7 +89,7 @@ class Residency:
         self._said_dense = False
         self._lock_said = False
         self._asleep = trio.Lock()
-        self.arena = Arena(queue, spans, getattr(options, "short_memory", "auto"))
+        self.arena = Arena(queue, spans)
         used = self.heat.per_token / max(experts, 1)
         self.lookahead = Lookahead(used * float(self.keeper.nbytes[self.warmer.expert_ids].sum()))
         self._all_tokens = 0.0
@@ -123,10 +123,14 @@ class Residency:
         """Queue the dense spans (and what --experts eager adds) at once. Cheap; `run` calls it if nobody has."""
         if not self._begun:
             self._begun = True
-            fits = self.warmer.fits(self.budget.bytes)
-            self.arena.begin(self.warmer.expert_ids, fits, self.expert_room(), self.budget.bytes)
-            if self.arena.in_use:
+            self.arena = choose_arena(
+                self._queue, self._spans, getattr(self._options, "short_memory", "auto"), self.warmer.expert_ids,
+                all_warmed=self.warmer.warms_all(self.budget.bytes) and self.warmer.experts == "defer", budget=self.budget.bytes,
+                dense=int(self.keeper.nbytes[self.warmer.dense].sum()),
+            )  # fmt: skip
+            if self.arena.use == "arena":
                 self._say("arena", self.arena.line())
+            self.warmer.apart = self.arena.in_use and self.arena.use != "arena"
             self.warmer.begin(self.budget.bytes)
             self._enter("serving-cold")
 
@@ -144,6 +148,8 @@ class Residency:
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._refresh)
                 nursery.start_soon(self._save_heat)
+                if self.arena.in_use:
+                    nursery.start_soon(self._bring_home)
                 if self.placement is not None and len(self.placement.choice.teams) > 1:
                     nursery.start_soon(self._follow_placement)
         finally:
@@ -158,14 +164,14 @@ class Residency:
             if self._tokens_since_plan >= REPLAN_TOKENS and unfinished and not self._prefilling:
                 self._tokens_since_plan = 0.0
                 self.warmer.plan(self.budget.bytes)
-            if self.keeper.over(self.budget.bytes) > 0 or self.arena.in_use:
+            if self.keeper.over(self.budget.bytes) > 0 or self.arena.taken() > 0:
                 await trio.to_thread.run_sync(self._make_room)
             await self._pause(IDLE_TICK_SECONDS if self._idle() else TICK_SECONDS, TICK_SECONDS)
 
     def _idle(self) -> bool:
         """Nothing runs, and nothing is on its way into memory (or has been for a while, where not all can be)."""
         moving = self._prefilling or self._generating or self._warm_rate > 0
-        moving = moving or any(row["waiting"] for row in self._queue.stats().values())
+        moving = moving or any(row["waiting"] for row in self._queue.stats().values()) or self.arena.taken() > 0
         self._quiet = 0 if moving else self._quiet + 1
         return self._quiet > (0 if self.warmed() else QUIET_TICKS)
 
@@ -189,18 +195,23 @@ class Residency:
 
     def _make_room(self) -> None:
         """Down to the budget, the coldest first; what the arena frees goes back; who goes next. Blocks."""
-        if self.arena.in_use:
+        if self.arena.taken() > 0:
             # The kernel cannot take these pages back, so a limit that falls must be followed at once.
             locked = int(self.ledger.mapped[self.ledger.locked].sum())
             self.budget = self.budgeter.read(locked + self.arena.taken())
             self._say_budget()
         self.keeper.trim(self.budget.bytes, self.heat.counts)
-        room = self.expert_room()
-        if self.arena.excess(room, self.budget.bytes):
-            self.keeper.give_back(self.arena.too_many(room, self.keeper.coldest(self.heat.counts)))
-        self.arena.resize(self.expert_room(), self.budget.bytes)
-        if self.arena.wants_victims():
-            self.arena.set_victims(self.keeper.coldest(self.heat.counts))
+        self.arena.follow(self.expert_room(), self.budget.bytes, self.keeper, self.heat.counts)
+
+    async def _bring_home(self) -> None:
+        """What was read apart while the model was cold moves into the mapping, when nothing else wants the disk."""
+        while True:
+            quiet = self.state == "warm" and not self._prefilling
+            started = trio.current_time()
+            moved = await trio.to_thread.run_sync(self.arena.bring_home, self.keeper) if quiet else 0
+            spent = trio.current_time() - started
+            # Beside running answers it takes half of the time at most.
+            await trio.sleep(TICK_SECONDS if not moved else spent if self._generating else 0.0)
 
     def _look_ahead(self) -> None:
         engine = self._engine

@@ -77,6 +77,18 @@ class Keeper:
         groups = np.split(ids, np.flatnonzero(gap) + 1)
         return [(int(self.offset[g[0]]), int(self.offset[g[-1]] + self.nbytes[g[-1]]), g) for g in groups]
 
+    def in_file_order(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Positions that sort ids by file and offset."""
+        return np.argsort(self._place[ids])
+
+    def populate(self, ids: NDArray[np.int32]) -> int:
+        """Map these spans now, whole 2 MiB blocks at a time; the bytes. Blocks. Raises OSError for what cannot be read."""
+        total = 0
+        for begin, end, members in self._runs(ids):
+            self._mapping.populate(int(self.file[members[0]]), begin, end - begin, 0.0)
+            total += end - begin
+        return total
+
     # -- decay -------------------------------------------------------------------------------------------------------
 
     def about_to_look(self) -> None:

@@ -13,6 +13,7 @@ from hearthd.cyext.populate_queue import CURSOR, DEMAND, LOOKAHEAD, ROUTED, SWEE
 from hearthd.cyext.spans import FAILED, READY
 from numpy.typing import NDArray
 
+from .arena import SINGLE
 from .heat import Heat
 
 WINDOW_LAYERS = 2  # how far the cursor runs ahead of the prefill
@@ -60,6 +61,7 @@ class Warmer:
         self.best_rate = 0.0
         self._prefilling = False
         self._roomy = True
+        self.apart = False  # there is an arena for reads of single experts
 
     def _in_layer_order(self, ids: Ids) -> Ids:
         """What belongs to no layer first, then layer by layer, in a layer as it lies in the file."""
@@ -86,9 +88,13 @@ class Warmer:
         self.planned[self.dense] = True
         self.plan(budget)
 
+    def warms_all(self, budget: int) -> bool:
+        """Everything is wanted in the end."""
+        return self.fits(budget) and (self.warm != "off" or self.experts == "eager")
+
     def _set_cover(self, budget: int) -> None:
         """Whole blocks where everything is wanted in the end; exact ranges where single experts must be given back."""
-        self._roomy = self.fits(budget) and (self.warm != "off" or self.experts == "eager")
+        self._roomy = self.warms_all(budget)
         if not self._prefilling:
             self._set_usual_cover()
 
@@ -97,6 +103,12 @@ class Warmer:
             self._queue.set_cover(cls, MOST if self._roomy else EXACT)
         self._queue.set_cover(CURSOR, HALF if self._roomy else EXACT)
         self._queue.set_cover(SWEEP, WHOLE if self._roomy else EXACT)
+        self._read_apart(SINGLE if self._roomy else ())
+
+    def _read_apart(self, classes: tuple[int, ...]) -> None:
+        """What these classes ask for comes past the page cache, see arena.ColdReads."""
+        if self.apart:
+            self._queue.direct(classes)
 
     def plan(self, budget: int) -> None:
         """Decide which experts are warmed, and hand them to the queue. Called again when heat or budget have moved."""
@@ -153,11 +165,12 @@ class Warmer:
         ids = self.expert_ids[~self.left_alone[self.expert_ids]]
         likely = ids[chance[self.layer[ids], self.expert[ids]] >= LIKELY]
         if self._roomy:
-            # A long prompt uses nearly all: whole blocks, which a disk reads twice as fast as single experts. A short
-            # one is answered soonest by reading no byte too many.
-            cover = WHOLE if len(likely) >= NEARLY_ALL * len(ids) else EXACT
+            # A long prompt uses nearly all: whole blocks, which reach the page cache at the disk's full rate. A short one
+            # is answered soonest by reading no byte too many.
+            nearly_all = len(likely) >= NEARLY_ALL * len(ids)
             for cls in (DEMAND, ROUTED, CURSOR):
-                self._queue.set_cover(cls, cover)
+                self._queue.set_cover(cls, WHOLE if nearly_all else EXACT)
+            self._read_apart(() if nearly_all else (*SINGLE, CURSOR))
         self._queue.set_plan(likely, WINDOW_LAYERS)
         self._queue.pause((SWEEP,))
 

@@ -1,12 +1,13 @@
 """Cold starts, side by side: ready, first token, bytes read, the second request, six requests in a row.
 
-The page cache is dropped before every start (so this needs root), contestants alternate, each start is a process of
-its own. Owns what is measured after a cold start; starting and talking is in contestants.py.
+The page cache is dropped before every start (so this needs root), and memory touched, so that a virtual machine has it
+at hand; contestants alternate, each start is a process of its own. Owns what is measured after a cold start; starting and talking is in contestants.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from contestants import Contestant, ContestantFailed, add_arguments, contestants_of
 from measures import (
     GIB,
+    back_memory,
     drop_page_cache,
     figure,
     holding,
@@ -50,6 +52,7 @@ def one_start(contestant: Contestant, length: int, seed: int, given: argparse.Na
         return random_tokens(length, given.vocabulary, seed + number)
 
     drop_page_cache(given.model)
+    back_memory(2 * os.path.getsize(given.model))
     contestant.start()
     try:
         measures = {"ready": contestant.wait_ready()}

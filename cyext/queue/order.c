@@ -1,0 +1,233 @@
+/* Owns the order in which spans are read: five classes, the cursor's plan, what moves up. Reads nothing itself. */
+#include "state.h"
+
+static int push(ring *r, int32_t span) {
+    if (r->tail == r->room) {
+        if (r->head > r->room / 2) {
+            memmove(r->item, r->item + r->head, sizeof(int32_t) * (size_t)(r->tail - r->head));
+            r->tail -= r->head;
+            r->head = 0;
+        } else {
+            int64_t room = r->room ? 2 * r->room : 256;
+            int32_t *item = realloc(r->item, sizeof(int32_t) * (size_t)room);
+            if (!item) return ENOMEM;
+            r->item = item;
+            r->room = room;
+        }
+    }
+    r->item[r->tail++] = span;
+    return 0;
+}
+
+/* Under the lock. Move a span into a class; 1 if a worker should look. */
+int hdq_enqueue(hd_queue *q, enum hd_class cls, int32_t span) {
+    uint8_t state = hdq_state(q, span);
+    if (state == HD_READY || q->cls[span] <= cls) return 0;
+    if (state == HD_FAILED) {
+        if (hdq_now() - q->error_time[span] < RETRY_SECONDS) return 0;
+        q->issued[span] = 0;
+        atomic_store(&q->spans->state[span], HD_ABSENT);
+    }
+    if (state == HD_EVICTING) {
+        if (cls < q->parked[span]) q->parked[span] = (uint8_t)cls;
+        return 0;
+    }
+    if (q->spans->nbytes[span] == 0) {
+        atomic_store(&q->spans->state[span], HD_READY);
+        return 0;
+    }
+    if (state == HD_LOADING && q->issued[span] >= q->spans->nbytes[span]) return 0; /* its last pieces are in flight */
+    if (push(&q->waiting[hdq_node_of(q, span)][cls], span)) return 0;
+    if (q->cls[span] != NOWHERE) q->count[q->cls[span]]--;
+    q->cls[span] = (uint8_t)cls;
+    q->count[cls]++;
+    return 1;
+}
+
+void hd_queue_submit(hd_queue *q, enum hd_class cls, const int32_t *spans, int32_t n) {
+    int any = 0;
+    pthread_mutex_lock(&q->lock);
+    for (int32_t i = 0; i < n; i++)
+        if (spans[i] >= 0 && spans[i] < q->spans->n) any |= hdq_enqueue(q, cls, spans[i]);
+    if (any) pthread_cond_broadcast(&q->work);
+    pthread_mutex_unlock(&q->lock);
+}
+
+void hd_queue_cancel(hd_queue *q, enum hd_class cls) {
+    pthread_mutex_lock(&q->lock);
+    for (int32_t node = 0; node < q->nodes; node++) {
+        ring *r = &q->waiting[node][cls];
+        for (int64_t i = r->head; i < r->tail; i++) {
+            int32_t span = r->item[i];
+            if (q->cls[span] != cls) continue;
+            q->cls[span] = NOWHERE;
+            q->count[cls]--;
+            /* What has been read of a big span stays; it is asked for again from its beginning, which costs a mapping. */
+            if (hdq_state(q, span) == HD_LOADING && q->busy[span] == 0) {
+                q->issued[span] = 0;
+                hdq_drop_slot(q, span);
+                atomic_store(&q->spans->state[span], HD_ABSENT);
+            }
+        }
+        r->head = r->tail = 0;
+        if (cls == HD_CURSOR && q->cursor[node].item) {
+            plan *p = &q->cursor[node];
+            for (int32_t l = 0; l <= q->layers; l++) p->at[l] = p->begin[l + 1];
+        }
+    }
+    if (cls == HD_CURSOR) q->planned = 0;
+    pthread_cond_broadcast(&q->done);
+    pthread_mutex_unlock(&q->lock);
+}
+
+void hd_queue_progress(hd_queue *q, int32_t layer) {
+    pthread_mutex_lock(&q->lock);
+    if (q->layer != layer) {
+        q->layer = layer;
+        if (q->planned) pthread_cond_broadcast(&q->work);
+    }
+    pthread_mutex_unlock(&q->lock);
+}
+
+/* Under the lock. The next planned span that the window admits and nobody has taken, or -1; taken if `take`. */
+int32_t hdq_next_planned(hd_queue *q, int32_t node, int take) {
+    plan *p = &q->cursor[node];
+    if (!p->item) return -1;
+    int32_t from = q->layer < 0 ? 0 : q->layer, to = q->layer + q->window;
+    for (int32_t l = -1; l <= to && l < q->layers; l = l < 0 ? from : l + 1) {
+        int32_t *at = &p->at[l + 1];
+        while (*at < p->begin[l + 2]) {
+            int32_t span = p->item[*at];
+            uint8_t state = hdq_state(q, span);
+            int wanted = (state == HD_ABSENT || state == HD_LOADING) && q->cls[span] >= HD_CURSOR &&
+                         !(state == HD_LOADING && q->issued[span] >= q->spans->nbytes[span]);
+            if (wanted && !take) return span;
+            (*at)++;
+            q->planned--;
+            if (wanted) return span;
+        }
+    }
+    return -1;
+}
+
+int hd_queue_idle(hd_queue *q) {
+    pthread_mutex_lock(&q->lock);
+    int idle = 1;
+    for (int c = 0; c < HD_SWEEP; c++) idle &= q->count[c] == 0 && q->in_flight[c] == 0;
+    for (int32_t node = 0; node < q->nodes && idle; node++) idle = hdq_next_planned(q, node, 0) < 0;
+    pthread_mutex_unlock(&q->lock);
+    return idle;
+}
+
+/* Under the lock. The first span of a class that is still wanted there, without taking it; -1 if none. */
+static int32_t head_of(hd_queue *q, int32_t node, enum hd_class cls) {
+    ring *r = &q->waiting[node][cls];
+    while (r->head < r->tail) {
+        int32_t span = r->item[r->head];
+        uint8_t state = hdq_state(q, span);
+        if (q->cls[span] == cls && state != HD_READY && state != HD_EVICTING && q->issued[span] < q->spans->nbytes[span])
+            return span;
+        r->head++;
+        if (q->cls[span] == cls) {
+            q->cls[span] = NOWHERE;
+            q->count[cls]--;
+            if (state == HD_EVICTING && cls < q->parked[span]) q->parked[span] = (uint8_t)cls;
+        }
+    }
+    r->head = r->tail = 0;
+    return -1;
+}
+
+void hdq_leave(hd_queue *q, int32_t span) {
+    q->count[q->cls[span]]--;
+    q->cls[span] = NOWHERE;
+}
+
+/* Under the lock. Fill a job from a class; 0 if the class has nothing. */
+int hdq_take(hd_queue *q, int32_t node, enum hd_class cls, job *j) {
+    const uint64_t *nbytes = q->spans->nbytes;
+    int32_t span = head_of(q, node, cls);
+    if (span < 0 && cls == HD_CURSOR) {
+        span = hdq_next_planned(q, node, 1);
+        if (span < 0 || push(&q->waiting[node][cls], span)) return 0;
+        if (q->cls[span] != NOWHERE) q->count[q->cls[span]]--;
+        q->cls[span] = (uint8_t)cls;
+        q->count[cls]++;
+    }
+    if (span < 0) return 0;
+    ring *r = &q->waiting[node][cls];
+    j->cls = cls;
+    j->n = 1;
+    j->span[0] = span;
+    j->file = q->file[span];
+    j->begin = q->offset[span] + q->issued[span];
+    j->end = q->offset[span] + nbytes[span];
+    if (j->end - j->begin > q->piece) {
+        /* Cut at 2 MiB boundaries of the file, which are those of the mapping: two pieces never share a block. */
+        uint64_t cut = (j->begin + q->piece) / HD_HUGE * HD_HUGE;
+        j->end = cut > j->begin ? cut : j->begin + q->piece;
+    } else {
+        hdq_leave(q, span);
+        r->head++;
+        /* Neighbours in the file that were asked for together are one read. */
+        while (j->n < MERGE) {
+            int32_t next = head_of(q, node, cls);
+            if (next < 0 && cls == HD_CURSOR) next = hdq_next_planned(q, node, 0);
+            if (next < 0 || q->file[next] != j->file || q->issued[next] || hdq_state(q, next) == HD_LOADING) break;
+            uint64_t at = q->offset[next];
+            if (at < j->end || at - j->end >= PAGE || at + nbytes[next] - j->begin > q->piece) break;
+            if (q->cls[next] == cls) {
+                hdq_leave(q, next);
+                r->head++;
+            } else {
+                hdq_next_planned(q, node, 1);
+                if (q->cls[next] != NOWHERE) hdq_leave(q, next);
+            }
+            j->span[j->n++] = next;
+            j->end = at + nbytes[next];
+        }
+    }
+    for (int32_t i = 0; i < j->n; i++) {
+        int32_t s = j->span[i];
+        q->busy[s]++;
+        q->issued[s] = j->n > 1 ? nbytes[s] : j->end - q->offset[s];
+        atomic_store(&q->spans->state[s], HD_LOADING);
+    }
+    q->in_flight[cls]++;
+    return 1;
+}
+
+int hd_queue_plan(hd_queue *q, const int32_t *spans, int32_t n, int32_t window) {
+    int error = 0;
+    size_t layers = (size_t)q->layers;
+    for (int32_t node = 0; node < q->nodes; node++) {
+        plan fresh = {malloc(sizeof(int32_t) * (size_t)(n + 1)), calloc(layers + 2, sizeof(int32_t)),
+                      calloc(layers + 1, sizeof(int32_t))};
+        if (!fresh.item || !fresh.begin || !fresh.at) {
+            free(fresh.item);
+            free(fresh.begin);
+            free(fresh.at);
+            return ENOMEM;
+        }
+        /* Counting sort by layer keeps the given order within one. */
+        for (int32_t i = 0; i < n; i++)
+            if (hdq_node_of(q, spans[i]) == node) fresh.begin[q->spans->layer[spans[i]] + 2]++;
+        for (size_t l = 0; l <= layers; l++) fresh.begin[l + 1] += fresh.begin[l];
+        memcpy(fresh.at, fresh.begin, sizeof(int32_t) * (layers + 1));
+        for (int32_t i = 0; i < n; i++)
+            if (hdq_node_of(q, spans[i]) == node) fresh.item[fresh.at[q->spans->layer[spans[i]] + 1]++] = spans[i];
+        memcpy(fresh.at, fresh.begin, sizeof(int32_t) * (layers + 1));
+        pthread_mutex_lock(&q->lock);
+        plan old = q->cursor[node];
+        for (size_t l = 0; old.item && l <= layers; l++) q->planned -= old.begin[l + 1] - old.at[l];
+        q->cursor[node] = fresh;
+        q->planned += fresh.begin[layers + 1];
+        q->window = window;
+        pthread_cond_broadcast(&q->work);
+        pthread_mutex_unlock(&q->lock);
+        free(old.item);
+        free(old.begin);
+        free(old.at);
+    }
+    return error;
+}
