@@ -43,7 +43,7 @@ class House:
         self.table = SimpleNamespace(
             file=np.zeros(n, np.int32), offset=np.concatenate(([0], np.cumsum(nbytes)[:-1])).astype(np.uint64),
             nbytes=nbytes, layer=layer, expert=expert, part=np.where(expert < 0, -1, 0), tensor=layer,
-            names=[f"t{i}" for i in range(LAYERS)], n_expert=EXPERTS,
+            names=[f"t{i}" for i in range(LAYERS)], n_expert=EXPERTS, rows_only=np.zeros(0, np.int32),
         )  # fmt: skip
         self.model = SimpleNamespace(
             identity="feed", hyper=lambda key, default=None: {"expert_count": EXPERTS, "expert_used_count": 2}.get(key)

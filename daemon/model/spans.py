@@ -57,6 +57,12 @@ class SpanTable:
         """Span of the dense tensor `name`. KeyError when there is none."""
         return self._dense[name]
 
+    @property
+    def rows_only(self) -> Ints:
+        """Dense spans of which a step reads the rows of its tokens and no more: an embedding that is not the output too."""
+        names = ("token_embd.weight", "output.weight")
+        return np.array([self._dense[names[0]]] if all(name in self._dense for name in names) else [], np.int32)
+
     def experts(self, name: str) -> Ints:
         """Spans [n_expert] of the expert tensor `blk.N.ffn_PART_exps.weight`, merged or split in the file alike."""
         return self._experts[name]

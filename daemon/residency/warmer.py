@@ -47,9 +47,11 @@ class Warmer:
         ids = np.arange(len(self.nbytes), dtype=np.int32)
         self._place = np.lexsort((table.offset, table.file)).astype(np.int32).argsort()
         dense = self._in_layer_order(ids[(self.expert < 0) & ~unused])
-        # What no layer owns (output, embeddings: often half of all dense bytes) is wanted last, but for the few rows of
-        # the embedding that a prompt reads by itself.
+        # What no layer owns (output, embedding: often half of all dense bytes) is wanted last; the rows of a table of
+        # which steps read only some (see SpanTable.rows_only) wait until the disk is idle.
         self.dense: Ids = np.concatenate((dense[self.layer[dense] >= 0], dense[self.layer[dense] < 0]))
+        self._rows_only: Ids = table.rows_only
+        self._whole: Ids = self.dense[~np.isin(self.dense, self._rows_only)]
         self.expert_ids: Ids = self._in_layer_order(ids[(self.expert >= 0) & ~unused])
         self.planned = np.zeros(len(ids), dtype=bool)
         self.asked = np.zeros(len(ids), dtype=bool)  # by an operator's `warm`, whatever the plan says
@@ -84,7 +86,7 @@ class Warmer:
         """Dense spans now, at once. Cheap: called before anything else is ready."""
         self.started = time.monotonic()
         self._set_cover(budget)
-        self._queue.submit(CURSOR, self.dense)
+        self._queue.submit(CURSOR, self._whole)
         self.planned[self.dense] = True
         self.plan(budget)
 
@@ -135,6 +137,7 @@ class Warmer:
         self.planned[:] = self.asked
         self.planned[self.dense] = True
         self.planned[order] = True
+        self._queue.sweep(self._rows_only)
         if self.experts == "eager":
             self._queue.submit(CURSOR, order)
         elif len(order):
@@ -154,7 +157,8 @@ class Warmer:
         """While a prompt is read, the cursor's window goes with it and the sweep waits."""
         self._prefilling = running
         if not running:
-            self._queue.cancel(CURSOR) if self.experts != "eager" and self.dense_done() else None
+            if self.experts != "eager" and self._settled()[self._whole].all():
+                self._queue.cancel(CURSOR)
             if self._roomy:
                 self._set_usual_cover()
             self._queue.resume()
