@@ -59,7 +59,7 @@ class SpanTable:
 
     @property
     def rows_only(self) -> Ints:
-        """Dense spans of which a step reads the rows of its tokens and no more: an embedding that is not the output too."""
+        """Dense spans of which a step reads its tokens' rows and no more: an embedding that is not the output too."""
         names = ("token_embd.weight", "output.weight")
         return np.array([self._dense[names[0]]] if all(name in self._dense for name in names) else [], np.int32)
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from .text import gib
 
-SHARE = 0.4  # of the room for experts, where RAM is short. The kernel cannot take an arena's pages: when a limit falls by
-# a step, what the mapping holds beside it is what keeps us from being killed before we have shrunk.
+SHARE = 0.4  # of the room for experts, where RAM is short. The kernel cannot take an arena's pages: when a limit falls
+# by a step, what the mapping holds beside it is what keeps us from being killed before we have shrunk.
 SLACK = 0.02  # of the budget: what is left to the mapping for spans that find no slot
 STEADY = 0.01  # of the budget: moves smaller than this leave the arena's size alone
 SPARE = 0.5  # of what the budget leaves beside the whole model: most that a cold start takes
@@ -194,7 +194,7 @@ def choose_arena(queue: Any, spans: Any, setting: str, ids: Ids, *, all_warmed: 
     if all_warmed and left > 0:
         return ColdReads(queue, spans, ids, left)
     if left > 0:
-        return Arena(queue, spans, "the model fits the budget, and nothing is warmed that an arena could be emptied into")
+        return Arena(queue, spans, "the model fits, and nothing is warmed that an arena could be emptied into")
     if setting == "mapping":
         return Arena(queue, spans, "as asked")
     return Arena(queue, spans, "the model does not fit the budget: the mapping was measured faster where routing is "

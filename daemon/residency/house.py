@@ -125,7 +125,8 @@ class Residency:
             self._begun = True
             self.arena = choose_arena(
                 self._queue, self._spans, getattr(self._options, "short_memory", "auto"), self.warmer.expert_ids,
-                all_warmed=self.warmer.warms_all(self.budget.bytes) and self.warmer.experts == "defer", budget=self.budget.bytes,
+                all_warmed=self.warmer.warms_all(self.budget.bytes) and self.warmer.experts == "defer",
+                budget=self.budget.bytes,
                 dense=int(self.keeper.nbytes[self.warmer.dense].sum()),
             )  # fmt: skip
             if self.arena.use == "arena":

@@ -82,7 +82,7 @@ class Keeper:
         return np.argsort(self._place[ids])
 
     def populate(self, ids: NDArray[np.int32]) -> int:
-        """Map these spans now, whole 2 MiB blocks at a time; the bytes. Blocks. Raises OSError for what cannot be read."""
+        """Map these spans now, 2 MiB blocks at a time; the bytes. Blocks. Raises OSError for what cannot be read."""
         total = 0
         for begin, end, members in self._runs(ids):
             self._mapping.populate(int(self.file[members[0]]), begin, end - begin, 0.0)

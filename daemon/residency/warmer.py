@@ -169,8 +169,8 @@ class Warmer:
         ids = self.expert_ids[~self.left_alone[self.expert_ids]]
         likely = ids[chance[self.layer[ids], self.expert[ids]] >= LIKELY]
         if self._roomy:
-            # A long prompt uses nearly all: whole blocks, which reach the page cache at the disk's full rate. A short one
-            # is answered soonest by reading no byte too many.
+            # A long prompt uses nearly all: whole blocks, which reach the page cache at the disk's full rate. A short
+            # one is answered soonest by reading no byte too many.
             nearly_all = len(likely) >= NEARLY_ALL * len(ids)
             for cls in (DEMAND, ROUTED, CURSOR):
                 self._queue.set_cover(cls, WHOLE if nearly_all else EXACT)

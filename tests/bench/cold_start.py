@@ -1,7 +1,8 @@
 """Cold starts, side by side: ready, first token, bytes read, the second request, six requests in a row.
 
 The page cache is dropped before every start (so this needs root), and memory touched, so that a virtual machine has it
-at hand; contestants alternate, each start is a process of its own. Owns what is measured after a cold start; starting and talking is in contestants.py.
+at hand; contestants alternate, each start is a process of its own. Owns what is measured after a cold start; starting
+and talking is in contestants.py.
 """
 
 from __future__ import annotations
