@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -198,11 +199,22 @@ static void trapped(int number, siginfo_t *info, void *context)
 
 typedef int action(int, const struct sigaction *, struct sigaction *);
 
-/* Nobody else may have the trap. */
+/* Nobody else may have the trap, nor keep it from a thread. */
 int sigaction(int number, const struct sigaction *new, struct sigaction *old)
 {
     action *real = (action *)dlsym(RTLD_NEXT, "sigaction");
     return real(number, number == SIGILL ? NULL : new, old);
+}
+
+int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
+{
+    sigset_t without;
+    if (set) {
+        without = *set;
+        if (how != SIG_UNBLOCK) sigdelset(&without, SIGILL);
+        set = &without;
+    }
+    return sigprocmask(how, set, old) == 0 ? 0 : errno; /* Linux: of the calling thread */
 }
 
 __attribute__((constructor)) static void begin(void)
