@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "gemm_unpack.h"
+#include "lanes.h"
 
 #define WIDTH 16
 #define INLINE static inline __attribute__((always_inline))
@@ -75,8 +76,8 @@ INLINE void settle(__m512 *total, const sums *of, const float *ws, const float *
         if (sub == 16) BLOCK_SUMS(3, 4, 6, (x) + 48, stride, (w) + 1536, (to)[3]);         \
     } while (0)
 
-/* sum[t][0..15] += half a panel x tokens, n of them computed and `real` of them kept. */
-INLINE void half(float *sum, const uint8_t *w, const float *ws, const hd_panel_tokens *tokens, const int32_t real,
+/* sum[t][0..15] += half g of a panel x tokens, n of them computed and `real` of them kept. */
+INLINE void half(float *sum, const int32_t g, const uint8_t *w, const float *ws, const hd_panel_tokens *tokens, const int32_t real,
                  const int32_t kc, const int32_t lines, const int sub, const int mins, const int n)
 {
     const int parts = 32 / sub, floats = WIDTH * (1 + mins * parts), scales = 32 * parts;
@@ -87,8 +88,11 @@ INLINE void half(float *sum, const uint8_t *w, const float *ws, const hd_panel_t
     const size_t stride = tokens->stride;
     sums ring[2][4], *here = ring[0], *next = ring[1];
     __m512 total[WIDTH];
+    /* Outputs of a token lie far from the next token's: they are asked for before they are wanted. */
+    for (int32_t t = 0; tokens->out && t < real; t++) __builtin_prefetch(tokens->out[t] + tokens->row + 16 * g, 1, 3);
+    sum += 16 * g, w += 64 * g, ws += 16 * g, wm += 16 * g;
 #pragma GCC unroll 16
-    for (int t = 0; t < n; t++) total[t] = _mm512_load_ps(sum + 32 * t);
+    for (int t = 0; t < n; t++) total[t] = tokens->begins ? _mm512_setzero_ps() : _mm512_load_ps(sum + 32 * t);
     EVEN(x, w, stride, here);
     if (blocks > 1) ODD(x, w, stride, here);
     for (int32_t left = blocks; left > 0; left -= 2) {
@@ -104,16 +108,16 @@ INLINE void half(float *sum, const uint8_t *w, const float *ws, const hd_panel_t
     }
 #pragma GCC unroll 16
     for (int t = 0; t < n; t++)
-        if (t < real) _mm512_store_ps(sum + 32 * t, total[t]);
+        if (t < real) _mm512_storeu_ps(tokens->out ? tokens->out[t] + tokens->row + 16 * g : sum + 32 * t, total[t]);
 }
 
-typedef void half_fn(float *sum, const uint8_t *w, const float *ws, const hd_panel_tokens *tokens, int32_t real, int32_t kc,
+typedef void half_fn(float *sum, int32_t g, const uint8_t *w, const float *ws, const hd_panel_tokens *tokens, int32_t real, int32_t kc,
                      int32_t lines);
 #define HALF(sub, mins, n)                                                                                             \
-    static void half_##sub##_##mins##_##n(float *sum, const uint8_t *w, const float *ws, const hd_panel_tokens *tokens, \
-                                          int32_t real, int32_t kc, int32_t lines)                                     \
+    static void half_##sub##_##mins##_##n(float *sum, int32_t g, const uint8_t *w, const float *ws,                    \
+                                          const hd_panel_tokens *tokens, int32_t real, int32_t kc, int32_t lines)      \
     {                                                                                                                  \
-        half(sum, w, ws, tokens, real, kc, lines, sub, mins, n);                                                       \
+        half(sum, g, w, ws, tokens, real, kc, lines, sub, mins, n);                                                    \
     }
 #define HALVES(sub, mins) HALF(sub, mins, 4) HALF(sub, mins, 8) HALF(sub, mins, 12) HALF(sub, mins, 16)
 HALVES(32, 0)
@@ -131,8 +135,42 @@ static void multiply(float *sum, const uint8_t *w, const hd_panel_kind *kind, co
 {
     half_fn *run = halves[kind->sub == 16][kind->mins][tile_rows(n) / 4 - 1];
     const float *ws = (const float *)(const void *)(w + 32 * kc);
-    run(sum, w, ws, tokens, n, kc, tokens->lines);
-    run(sum + 16, w + 64, ws + 16, tokens, n, kc, 0);
+    run(sum, 0, w, ws, tokens, n, kc, tokens->lines);
+    run(sum, 1, w, ws, tokens, n, kc, 0);
+}
+
+/* Dwords i < n of 16 tokens' rows, turned: out[i] has the tokens side by side. */
+INLINE void turned(__m512 out[WIDTH], const uint8_t *const *rows, size_t at, int32_t width, int32_t n)
+{
+    const __mmask16 there = n < WIDTH ? (__mmask16)((1u << n) - 1) : 0xffff;
+#pragma GCC unroll 16
+    for (int t = 0; t < WIDTH; t++) out[t] = t < width ? _mm512_maskz_loadu_ps(there, rows[t] + at) : _mm512_setzero_ps();
+    v_transpose(out);
+}
+
+static void gather(float *to, const hd_product *p, const hd_panel_kind *kind, int32_t t, int32_t width)
+{
+    const int32_t step = hd_gathered_floats(kind), blocks = (int32_t)(p->k / 32);
+    const uint8_t *const *rows = p->x + t;
+    const size_t k = (size_t)p->k;
+    for (int32_t b = 0; b < blocks; b += WIDTH) {
+        const int32_t n = blocks - b < WIDTH ? blocks - b : WIDTH;
+        const size_t at = k + 4 * (size_t)b; /* of d; then come the sums times d, and the sums: act.h */
+        __m512 d[WIDTH], more[WIDTH];
+        turned(d, rows, at, width, n);
+        if (kind->mins) turned(more, rows, at + (kind->sub == 32 ? k / 8 : k / 4), width, n);
+        for (int32_t i = 0; i < n; i++, to += step) {
+            _mm512_store_ps(to, d[i]);
+            if (!kind->mins) continue;
+            if (kind->sub == 32) {
+                _mm512_store_ps(to + WIDTH, more[i]);
+            } else { /* two sums, the earlier 16 columns' low */
+                const __m512i two = _mm512_castps_si512(more[i]), low = _mm512_srai_epi32(_mm512_slli_epi32(two, 16), 16);
+                _mm512_store_ps(to + WIDTH, _mm512_mul_ps(d[i], _mm512_cvtepi32_ps(low)));
+                _mm512_store_ps(to + 2 * WIDTH, _mm512_mul_ps(d[i], _mm512_cvtepi32_ps(_mm512_srai_epi32(two, 16))));
+            }
+        }
+    }
 }
 
 #define LEAST 4 /* tokens; fewer are the direct products' */
@@ -148,7 +186,7 @@ int hd_gemm_amx(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
     if (!kind) return 0;
     /* One shape for the whole call: the widest group's; narrower ones compute tokens more that nobody keeps. */
     const int32_t tokens = tile_rows(hd_group_width(p->n, WIDTH));
-    const hd_panel_way way = {.multiply = multiply, .width = WIDTH, .gathered = 1};
+    const hd_panel_way way = {.multiply = multiply, .width = WIDTH, .direct = 1, .gather = gather};
     tile_config config;
     memset(&config, 0, sizeof config);
     config.palette = 1;

@@ -193,8 +193,8 @@ static void multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind
 
 /* Two scales in 32 columns need registers for the first sixteen's sums, too. */
 static const hd_panel_way way_mins = {.multiply = multiply, .width = 6, .direct = 1};
-static const hd_panel_way way_32 = {multiply, 6, 0, 1, 8, prepare_32};
-static const hd_panel_way way_16 = {multiply, 5, 0, 1, 16, prepare_16};
+static const hd_panel_way way_32 = {multiply, 6, 1, 8, prepare_32, NULL};
+static const hd_panel_way way_16 = {multiply, 5, 1, 16, prepare_16, NULL};
 const hd_panel_way *hd_panel_way_avx512(const hd_panel_kind *kind)
 {
     return kind->mins ? &way_mins : kind->sub == 32 ? &way_32 : &way_16;

@@ -40,25 +40,6 @@ size_t hd_panel_scratch_gathered(const hd_product *p, const hd_panel_kind *kind)
     return hd_panel_scratch(p) + (n + HD_GROUP_TOKENS) * row_stride(p) + groups * group_floats(p, kind) * sizeof(float);
 }
 
-/* What the multiply wants beside the bytes, of one group: see hd_panel_tokens. Tokens that are not there have zeros. */
-static void gather(float *to, const hd_product *p, const hd_panel_kind *kind, int32_t t0, int32_t width)
-{
-    const int32_t step = hd_gathered_floats(kind);
-    memset(to, 0, group_floats(p, kind) * sizeof(float));
-    for (int32_t i = 0; i < width; i++) {
-        const uint8_t *row = p->x[t0 + i];
-        const float *d = hd_q8_d(row, p->k), *lift = hd_q8_s(row, p->k);
-        const int16_t *sums = hd_q8_sums(row, p->k);
-        float *at = to + i;
-        for (int64_t b = 0; b < p->k / 32; b++, at += step) {
-            at[0] = d[b];
-            if (!kind->mins) continue;
-            at[HD_GROUP_TOKENS] = kind->sub == 32 ? lift[b] : d[b] * (float)sums[2 * b];
-            if (kind->sub == 16) at[2 * HD_GROUP_TOKENS] = d[b] * (float)sums[2 * b + 1];
-        }
-    }
-}
-
 void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch, const hd_panel_kind *kind,
                       const hd_panel_way *way)
 {
@@ -71,13 +52,13 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
     if (way->prepared)
         for (size_t t = 0; t < n; t++, at += prepared_stride(p)) way->prepare(at, kind, p->x[t], p->k);
     const int8_t *gathered = (const int8_t *)at;
-    if (way->gathered) {
+    if (way->gather) {
         for (size_t t = 0; t < n; t++, at += stride) memcpy(at, p->x[t], (size_t)p->k);
         at += HD_GROUP_TOKENS * stride;
         float *group = floats = (float *)(void *)at;
         for (int32_t t = 0, width; t < p->n; t += width, group += group_floats(p, kind)) {
             width = hd_group_width(p->n - t, way->width);
-            gather(group, p, kind, t, width);
+            way->gather(group, p, kind, t, width);
         }
         at = (uint8_t *)group;
     }
@@ -108,7 +89,7 @@ void hd_panel_product(const hd_product *p, int64_t r0, int64_t r1, void *scratch
             const float *group = floats;
             for (int32_t t = 0, width; t < p->n; t += width) {
                 width = hd_group_width(p->n - t, way->width);
-                if (way->gathered) {
+                if (way->gather) {
                     tokens.x[0] = gathered + (size_t)t * stride + k0;
                     tokens.gathered = group + k0 / 32 * hd_gathered_floats(kind);
                     group += group_floats(p, kind);

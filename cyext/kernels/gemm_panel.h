@@ -71,6 +71,9 @@ static inline int32_t hd_taken(int16_t offset, int first, int second)
 typedef void hd_panel_multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind, const hd_panel_tokens *tokens,
                                int32_t n, int32_t kc);
 
+/* Gather the floats (hd_panel_tokens) of `width` tokens from token t on, for all columns; tokens that are not there: zeros. */
+typedef void hd_panel_gather(float *to, const hd_product *p, const hd_panel_kind *kind, int32_t t, int32_t width);
+
 /* How an instruction set wants its tokens: in groups of at most `width`; gathered (x and side are unset then), or where they
  * lie; with `prepared` bytes for each 32 columns of a token that side[t] leads to instead, made once per product; direct:
  * it begins sums and puts them out itself. */
@@ -78,8 +81,9 @@ typedef void hd_panel_prepare(uint8_t *to, const hd_panel_kind *kind, const uint
 #define HD_PREPARED_MOST 16
 typedef struct hd_panel_way {
     hd_panel_multiply *multiply;
-    int32_t width, gathered, direct, prepared;
+    int32_t width, direct, prepared;
     hd_panel_prepare *prepare;
+    hd_panel_gather *gather;   /* NULL: not gathered */
 } hd_panel_way;
 const hd_panel_way *hd_panel_way_avx2(const hd_panel_kind *kind), *hd_panel_way_avx512(const hd_panel_kind *kind);
 
