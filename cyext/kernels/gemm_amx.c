@@ -77,8 +77,8 @@ INLINE void settle(__m512 *total, const sums *of, const float *ws, const float *
     } while (0)
 
 /* sum[t][0..15] += half g of a panel x tokens, n of them computed and `real` of them kept. */
-INLINE void half(float *sum, const int32_t g, const uint8_t *w, const float *ws, const hd_panel_tokens *tokens, const int32_t real,
-                 const int32_t kc, const int32_t lines, const int sub, const int mins, const int n)
+INLINE void half(float *sum, const int32_t g, const uint8_t *w, const float *ws, const hd_panel_tokens *tokens,
+                 const int32_t real, const int32_t kc, const int32_t lines, const int sub, const int mins, const int n)
 {
     const int parts = 32 / sub, floats = WIDTH * (1 + mins * parts), scales = 32 * parts;
     const int32_t blocks = kc / 32;
@@ -111,8 +111,8 @@ INLINE void half(float *sum, const int32_t g, const uint8_t *w, const float *ws,
         if (t < real) _mm512_storeu_ps(tokens->out ? tokens->out[t] + tokens->row + 16 * g : sum + 32 * t, total[t]);
 }
 
-typedef void half_fn(float *sum, int32_t g, const uint8_t *w, const float *ws, const hd_panel_tokens *tokens, int32_t real, int32_t kc,
-                     int32_t lines);
+typedef void half_fn(float *sum, int32_t g, const uint8_t *w, const float *ws, const hd_panel_tokens *tokens,
+                     int32_t real, int32_t kc, int32_t lines);
 #define HALF(sub, mins, n)                                                                                             \
     static void half_##sub##_##mins##_##n(float *sum, int32_t g, const uint8_t *w, const float *ws,                    \
                                           const hd_panel_tokens *tokens, int32_t real, int32_t kc, int32_t lines)      \
