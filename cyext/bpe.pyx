@@ -2,7 +2,9 @@
 
 Owns the memory of bpe.c and turns lists into calls; what a word or a special token is, others decide.
 """
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
+import itertools
+
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
 cdef extern from "Python.h":
@@ -39,18 +41,32 @@ cdef class Vocabulary:
     cdef readonly Py_ssize_t skipped  # merges that can never apply, because a part or the whole is no token
 
     def __cinit__(self, list tokens not None, list merges not None):
+        cdef Py_ssize_t n = len(tokens), m = len(merges), i
         cdef size_t total = 0
         cdef bytes text
-        for text in tokens:
-            total += <size_t>len(text)
-        self.bpe = hd_bpe_new(<uint32_t>len(tokens), total, <uint32_t>len(merges))
-        if self.bpe == NULL:
-            raise MemoryError
-        for text in tokens:
-            hd_bpe_token(self.bpe, text, len(text))
-        hd_bpe_bytes(self.bpe)
-        for text in merges:
-            self.skipped += not hd_bpe_merge(self.bpe, text, len(text))
+        cdef const char **at = <const char **>PyMem_Malloc((n + m + 1) * sizeof(char *))
+        cdef size_t *size = <size_t *>PyMem_Malloc((n + m + 1) * sizeof(size_t))
+        try:
+            if at == NULL or size == NULL:
+                raise MemoryError
+            # The lists keep the bytes alive: what takes long then needs no GIL, while a daemon starts beside it.
+            for i, text in enumerate(itertools.chain(tokens, merges)):
+                at[i] = text
+                size[i] = <size_t>len(text)
+                if i < n:
+                    total += size[i]
+            self.bpe = hd_bpe_new(<uint32_t>n, total, <uint32_t>m)
+            if self.bpe == NULL:
+                raise MemoryError
+            with nogil:
+                for i in range(n):
+                    hd_bpe_token(self.bpe, at[i], size[i])
+                hd_bpe_bytes(self.bpe)
+                for i in range(n, n + m):
+                    self.skipped += not hd_bpe_merge(self.bpe, at[i], size[i])
+        finally:
+            PyMem_Free(at)
+            PyMem_Free(size)
 
     def __dealloc__(self):
         hd_bpe_free(self.bpe)

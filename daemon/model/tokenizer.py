@@ -190,11 +190,16 @@ class Tokenizer:
         return types
 
     @cached_property
+    def _unusual(self) -> list[tuple[int, int]]:
+        """Token and type of all that are not normal: a few hundred of some 150,000."""
+        return [(token, kind) for token, kind in enumerate(self.types) if kind != NORMAL]
+
+    @cached_property
     def hidden(self) -> frozenset[int]:
         """Tokens that are no part of an answer's text: control, unknown and unused ones."""
         shown = {self.find(name) for name in _SHOWN_NAMES} - self.end_of_generation
         return frozenset(
-            token for token, kind in enumerate(self.types) if kind in (CONTROL, UNKNOWN, UNUSED) and token not in shown
+            token for token, kind in self._unusual if kind in (CONTROL, UNKNOWN, UNUSED) and token not in shown
         )
 
     @cached_property
@@ -211,7 +216,7 @@ class Tokenizer:
     @cached_property
     def _special_ids(self) -> dict[str, int]:
         kinds = (CONTROL, USER_DEFINED, UNKNOWN)
-        special = {self.text(token): token for token, kind in enumerate(self.types) if kind in kinds}
+        special = {self.text(token): token for token, kind in self._unusual if kind in kinds}
         special.pop("", None)
         return special
 
