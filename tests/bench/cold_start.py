@@ -36,6 +36,7 @@ COLUMNS = [
     ("first_from_start", "first token from start s", 2, 1),
     ("ttft", "ttft s", 2, 1),
     ("read_first", "GiB read at first token", 2, GIB),
+    ("cold_rate", "t/s of the first answer", 1, 1),
     ("second_ttft", "second ttft s", 2, 1),
     ("first_over_second", "first/second", 2, 1),
     ("settled_ttft", "settled ttft s", 2, 1),
@@ -61,6 +62,8 @@ def one_start(contestant: Contestant, length: int, seed: int, given: argparse.Na
         measures["ttft"] = first.ttft
         measures["first_from_start"] = first.sent + first.ttft - contestant.started
         measures["read_first"] = first.disk_first
+        if first.rate is not None:
+            measures["cold_rate"] = first.rate
         second = contestant.generate(prompt(1), given.tokens)
         measures["second_ttft"] = second.ttft
         measures["first_over_second"] = first.ttft / second.ttft
