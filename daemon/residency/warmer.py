@@ -19,7 +19,7 @@ from .heat import Heat
 WINDOW_LAYERS = 2  # how far the cursor runs ahead of the prefill
 LIKELY = 0.5  # chance of being used in this prefill from which on the cursor takes an expert along
 FILL = 0.97  # of the budget: what the sweep fills, so that a demand does not evict at once
-GENERATING_RATE = 0.5  # share of the best disk rate seen that the sweep may use beside running answers
+GENERATING_RATE = 0.35  # share of the best disk rate seen that the sweep may use beside running answers
 FIRST_RATE = 1.0e9  # before a rate has been seen
 NEARLY_ALL = 0.9  # of the experts likely: then reading whole blocks wastes nothing
 EXACT, MOST, HALF, WHOLE = 2.0, 0.75, 0.5, 0.0  # see hd_populate's cover
