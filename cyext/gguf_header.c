@@ -11,6 +11,7 @@
 
 #define MAX_DIMS 4
 #define MAX_KEY 65535   /* ggml/docs/gguf.md: at most 2^16 - 1 bytes */
+#define PAGE ((uint64_t)4096)
 #define MAX_NAME 1024   /* ggml holds 64; longer ones are only ever garbage */
 
 typedef struct cursor {
@@ -18,6 +19,7 @@ typedef struct cursor {
     uint64_t size;   /* of the file, or HD_GGUF_MAX_HEADER if that is less */
     uint64_t at;
     uint64_t ready;  /* bytes that have been fetched */
+    uint64_t step;   /* fetched at a time */
     bool cut;        /* size is the limit, not the file's end */
     hd_gguf_fetch fetch;
     void *self;
@@ -51,14 +53,17 @@ static inline bool need(cursor *c, uint64_t n, const char *what)
                     (unsigned long long)c->size, what, (unsigned long long)n);
     }
     uint64_t end = c->at + n;
-    if (end > c->ready) {
-        uint64_t goal = (end + HD_GGUF_STEP - 1) / HD_GGUF_STEP * HD_GGUF_STEP;
+    while (c->ready < end) {
+        uint64_t goal = ((c->step > PAGE ? end : c->ready + 1) + c->step - 1) / c->step * c->step;
         if (goal > c->size)
             goal = c->size;
-        if (c->fetch && !c->fetch(c->self, goal))
-            return fail(c, c->at, "bytes %llu to %llu cannot be read", (unsigned long long)c->ready,
+        if (!c->fetch || c->fetch(c->self, goal))
+            c->ready = goal;
+        else if (c->step > PAGE)
+            c->step = PAGE; /* what cannot be read may lie behind the header; if not, its page is to be named */
+        else
+            return fail(c, c->ready, "bytes %llu to %llu cannot be read", (unsigned long long)c->ready,
                         (unsigned long long)goal);
-        c->ready = goal;
     }
     return true;
 }
@@ -369,7 +374,7 @@ int hd_gguf_parse(const uint8_t *data, uint64_t size, hd_gguf_fetch fetch, void 
                   hd_gguf_error *error)
 {
     bool cut = size > HD_GGUF_MAX_HEADER;
-    cursor c = {data, cut ? HD_GGUF_MAX_HEADER : size, 0, fetch ? 0 : size, cut, fetch, self, error};
+    cursor c = {data, cut ? HD_GGUF_MAX_HEADER : size, 0, fetch ? 0 : size, HD_GGUF_STEP, cut, fetch, self, error};
     memset(out, 0, sizeof *out);
     memset(error, 0, sizeof *error);
     if (parse(&c, out, size))

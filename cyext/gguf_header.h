@@ -57,7 +57,8 @@ typedef struct hd_gguf_error {
 typedef bool (*hd_gguf_fetch)(void *self, uint64_t end);
 
 /* Parse `size` bytes of a file at `data`. `fetch` (may be NULL) is called before bytes are read for the first time, in
- * steps of HD_GGUF_STEP. 0 on success; else -1 with *error filled and nothing left to free. */
+ * steps of HD_GGUF_STEP, and page by page once a step has failed. 0 on success; else -1 with *error filled and nothing
+ * left to free. */
 #define HD_GGUF_STEP ((uint64_t)1 << 20)
 #define HD_GGUF_MAX_HEADER ((uint64_t)1 << 30)
 int hd_gguf_parse(const uint8_t *data, uint64_t size, hd_gguf_fetch fetch, void *self, hd_gguf_header *out,

@@ -23,13 +23,8 @@ cdef extern from "sys/mman.h" nogil:
     int PROT_READ, MAP_SHARED, MADV_NORMAL, MADV_DONTNEED
     void *MAP_FAILED
 
-cdef extern from *:
-    """
-    #ifndef MADV_POPULATE_READ
-    #define MADV_POPULATE_READ 22
-    #endif
-    """
-    int MADV_POPULATE_READ
+cdef extern from "populate.h" nogil:
+    int hd_map_pages(const uint8_t *address, uint64_t size)
 
 cdef extern from "gguf_header.h" nogil:
     cdef enum:
@@ -108,8 +103,7 @@ cdef struct Fetched:
 
 cdef cbool _populate(const uint8_t *data, uint64_t start, uint64_t end) noexcept nogil:
     cdef uint64_t page = start & ~<uint64_t>4095
-    # EINVAL: a kernel before 5.14, where plain page faults do the work.
-    return end <= page or madvise(<void *>(data + page), end - page, MADV_POPULATE_READ) == 0 or errno == EINVAL
+    return end <= page or hd_map_pages(data + page, end - page) == 0
 
 
 cdef cbool _fetch(void *self, uint64_t end) noexcept nogil:

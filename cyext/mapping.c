@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "mapping.h"
+#include "populate.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -13,9 +14,6 @@
 #include <unistd.h>
 
 /* Numbers from the kernel's uapi headers, which may be older than the kernel that we run on. */
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
 #ifndef SYS_cachestat
 #define SYS_cachestat 451
 #endif
@@ -142,22 +140,6 @@ static int diagnose(const hd_mapping *m, int32_t file, uint64_t begin, uint64_t 
     return error;
 }
 
-/* Into the cache without touching the mapping: for kernels that have no MADV_POPULATE_READ (before 5.14). */
-static int read_through(const hd_mapping *m, int32_t file, uint64_t begin, uint64_t end) {
-    char *scratch = malloc(256 << 10);
-    if (!scratch) return ENOMEM;
-    int error = 0;
-    for (uint64_t o = begin; o < end && !error;) {
-        ssize_t got = pread(m->fd[file], scratch, least(256 << 10, end - o), (off_t)o);
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) error = errno;
-        if (got == 0) error = ENODATA;
-        if (got > 0) o += (uint64_t)got;
-    }
-    free(scratch);
-    return error;
-}
-
 /* begin and end are page aligned and lie in one piece of at most 8 MiB. */
 static int populate_piece(const hd_mapping *m, int32_t file, uint64_t begin, uint64_t end, float cover, hd_populated *out) {
     unsigned char vec[HD_HUGE / PAGE];
@@ -175,13 +157,8 @@ static int populate_piece(const hd_mapping *m, int32_t file, uint64_t begin, uin
     }
     out->read += read;
     out->cached += end - begin > read ? end - begin - read : 0;
-    while (madvise(base + begin, end - begin, MADV_POPULATE_READ)) {
-        if (errno == EINTR || errno == EAGAIN) continue;
-        int error = errno == EINVAL ? read_through(m, file, begin, least(end, m->size[file])) : errno;
-        if (!error) break;
-        return diagnose(m, file, begin, least(end, m->size[file]), error, &out->failed_at);
-    }
-    return 0;
+    int error = hd_map_pages(base + begin, end - begin);
+    return error ? diagnose(m, file, begin, least(end, m->size[file]), error, &out->failed_at) : 0;
 }
 
 int hd_populate(const hd_mapping *m, int32_t file, uint64_t offset, uint64_t bytes, float cover, hd_populated *out) {

@@ -125,13 +125,15 @@ class Hearth:
         await self._prepared.wait()
 
     def _make_tokenizer(self) -> None:
+        from hearthd.cyext.gguf_header import HeaderError
+
         from .model.template import ChatTemplate, TemplateError
         from .model.tokenizer import Tokenizer, TokenizerError
 
         try:
             tokenizer = Tokenizer.from_metadata(self.model.metadata)
             tokenizer.prepare()
-        except TokenizerError as error:
+        except (TokenizerError, HeaderError) as error:
             raise ModelError(self.model.paths[0], f"tokenizer: {error}") from None
         for warning in tokenizer.warnings:
             self._warn("tokenizer", warning)

@@ -51,6 +51,14 @@ static void finish(hd_queue *q, const job *j, const hd_populated *got, int error
         q->busy[s]--;
         /* Of merged spans, those before the failing byte are sound: hd_populate works upwards. */
         if (error && got->failed_at < end) {
+            /* Merged spans behind the failing one have not been tried: again, without it. */
+            if (i > 0 && got->failed_at + PAGE <= begin && !q->busy[s] && hdq_state(q, s) != HD_FAILED) {
+                q->issued[s] = 0;
+                hdq_drop_slot(q, s);
+                atomic_store(&q->spans->state[s], HD_ABSENT);
+                if (hdq_enqueue(q, j->cls, s)) pthread_cond_broadcast(&q->work);
+                continue;
+            }
             if (hdq_state(q, s) != HD_FAILED) total->failed++;
             q->error[s] = error;
             q->error_at[s] = got->failed_at;

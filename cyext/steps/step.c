@@ -102,9 +102,13 @@ void *hd_program_memory(const hd_program *p, size_t bytes) {
 int hd_need_spans(hd_step *s, const int32_t *spans, int32_t n) {
     if (!s->p->queue) return HD_DONE;
     for (int32_t k = 0; k < n; k++) {
-        while (1) {
+        for (int asked = 0;; asked = 1) {
             uint8_t state = atomic_load_explicit(&s->p->spans->state[spans[k]], memory_order_acquire);
             if (state == HD_READY) break;
+            if (state == HD_FAILED && !asked) { /* an earlier step's failure: the disk may have recovered */
+                hd_queue_submit(s->p->queue, HD_DEMAND, spans + k, 1);
+                continue;
+            }
             if (state == HD_FAILED) {
                 s->failed_span = spans[k];
                 atomic_store(&s->failed, HD_SPAN_FAILED);

@@ -89,6 +89,7 @@ class Engine:
     ) -> None:
         self._model = model
         self._table = table
+        self._queue = queue
         self._lock = threading.Lock()
         self.hyper: Hyper
         module, self.hyper = architectures.describe(model)
@@ -178,7 +179,8 @@ class Engine:
             return StepFailed("out of memory")
         if error.span < 0:
             return StepFailed("a read of mapped memory failed outside the model")
-        return StepFailed(f"{self._table.describe(error.span)} could not be read", error.span)
+        found = self._queue.error(error.span) if self._queue is not None else None
+        return StepFailed(self._table.failure(error.span, found, self._model.paths), error.span)
 
     def interrupt(self, on: bool = True) -> None:
         """End the running step, and every later one until interrupt(False). From any thread."""

@@ -203,8 +203,11 @@ def _read_header(path: str) -> gguf_header.Header:
 
 def _foreign(path: str) -> str | None:
     """What a file that does not start like GGUF is, if it can be told."""
-    with open(path, "rb") as file:
-        head = file.read(64)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError:
+        return None
     if head.startswith(b"GGUF"):
         return None
     for magic, what in FOREIGN:

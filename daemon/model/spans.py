@@ -3,7 +3,9 @@
 Owns the roles (dense, or which expert of which layer and part) that tensor names give; refuses expert tensors that do
 not divide into their experts. Holds no state: what is resident, hot or planned belongs to others.
 """
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -81,6 +83,14 @@ class SpanTable:
         """The span in words, for messages."""
         name = self.names[self.tensor[span]]
         return f"{name}, expert {self.expert[span]}" if self.expert[span] >= 0 else name
+
+    def failure(self, span: int, found: tuple[int, int] | None, paths: Sequence[str]) -> str:
+        """The sentence about a span that could not be read; found: errno and byte as the populate queue has them."""
+        text = f"{self.describe(span)} could not be read"
+        if found is None:
+            return text
+        text += f": {os.strerror(found[0])} at byte {found[1]}"
+        return text + (f" of {os.path.basename(paths[self.file[span]])}" if len(paths) > 1 else "")
 
     def expert_layers(self) -> list[int]:
         """Layers that have experts, in order."""

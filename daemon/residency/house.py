@@ -87,6 +87,7 @@ class Residency:
         self._rates: list[tuple[float, int]] = []
         self._warm_rate = 0.0
         self._said_dense = False
+        self._said_failed = np.zeros(len(table.nbytes), dtype=bool)
         self._lock_said = False
         self._asleep = trio.Lock()
         self.arena = Arena(queue, spans)
@@ -94,6 +95,7 @@ class Residency:
         self.lookahead = Lookahead(used * float(self.keeper.nbytes[self.warmer.expert_ids].sum()))
         self._all_tokens = 0.0
         self._said_budget = self.budget.bytes
+        self._budget_read = time.monotonic()
         self._recorder: Any = None
         self._wake = trio.Event()
         self._watched = 0.0
@@ -165,6 +167,10 @@ class Residency:
             if self._tokens_since_plan >= REPLAN_TOKENS and unfinished and not self._prefilling:
                 self._tokens_since_plan = 0.0
                 self.warmer.plan(self.budget.bytes)
+            # However long the ledger takes: a limit falls without a warning.
+            pause = REFRESH_SECONDS if self._quiet == 0 or self._looked_at() else IDLE_REFRESH_SECONDS
+            if time.monotonic() - self._budget_read >= pause:
+                await trio.to_thread.run_sync(self._read_budget)
             if self.keeper.over(self.budget.bytes) > 0 or self.arena.taken() > 0:
                 await trio.to_thread.run_sync(self._make_room)
             await self._pause(IDLE_TICK_SECONDS if self._idle() else TICK_SECONDS, TICK_SECONDS)
@@ -193,6 +199,24 @@ class Residency:
             self._said_budget = now
             self._say_soon("budget", f"the budget has moved from {gib(before)} to {gib(now)} ({self.budget.reason})",
                            "warning" if now < before else "info")  # fmt: skip
+
+    def _read_budget(self) -> None:
+        """The limits and the brakes, as the ledger last saw what is resident. Blocks."""
+        self._budget_read = time.monotonic()
+        ledger = self.ledger
+        moved = self.budgeter.brake(
+            self._budget_read, int(ledger.evicted_recently.sum()), int(ledger.resident.sum())
+        )
+        self.budget = self.budgeter.read(int(ledger.mapped[ledger.locked].sum()) + self.arena.taken())
+        if moved:
+            self._said_budget = self.budget.bytes
+            self._say_soon("budget", f"the budget is {gib(self.budget.bytes)} now ({self.budget.reason}, "
+                           f"{gib(self.budget.held_back)} held back)",
+                           "warning" if self.budget.held_back else "info")  # fmt: skip
+        self._say_budget()
+
+    def _looked_at(self) -> bool:
+        return time.monotonic() - self._watched < WATCHED_SECONDS
 
     def _make_room(self) -> None:
         """Down to the budget, the coldest first; what the arena frees goes back; who goes next. Blocks."""
@@ -247,7 +271,18 @@ class Residency:
         self.warmer.best_rate = max(self.warmer.best_rate, self._warm_rate if span > 0.5 else 0.0)
         self.warmer.brake(self._generating)
 
+    def _say_failed(self) -> None:
+        """A span that cannot be read is told once, whoever wanted it."""
+        failed = np.flatnonzero(self._spans.state == FAILED)
+        fresh = failed[~self._said_failed[failed]]
+        self._said_failed[fresh] = True
+        if len(fresh):
+            span = int(fresh[0])
+            text = self._table.failure(span, self._queue.error(span), self._model.paths)
+            self._say("unreadable", text + (f", and {len(fresh) - 1} more" if len(fresh) > 1 else ""), "warning")
+
     def _update_state(self) -> None:
+        self._say_failed()
         progress = self.warmer.progress()
         if not self._said_dense and progress["dense_seconds"] and self.ledger.measured_at:
             self._said_dense = True
@@ -307,7 +342,7 @@ class Residency:
             least = max(REFRESH_SECONDS, self.ledger.refresh_seconds / REFRESH_SHARE)
             pause = max(least, min(self.ledger.refresh_seconds / IDLE_REFRESH_SHARE, LONGEST_REFRESH_SECONDS))
             pause = max(pause, IDLE_REFRESH_SECONDS)
-            if self._quiet == 0 or tokens or time.monotonic() - self._watched < WATCHED_SECONDS:
+            if self._quiet == 0 or tokens or self._looked_at():
                 pause = least
             spent = trio.current_time() - started
             await self._pause(max(0.05, pause - spent), max(0.05, least - spent))
@@ -316,18 +351,9 @@ class Residency:
         self.ledger.refresh(self.arena.mask())
 
     def _keep(self) -> None:
-        """Once per refresh, in a worker thread: read the budget, lock, map again what has decayed."""
+        """Once per refresh, in a worker thread: lock, map again what has decayed."""
         ledger, keeper = self.ledger, self.keeper
-        locked = int(ledger.mapped[ledger.locked].sum())
         resident = int(ledger.resident.sum())
-        moved = self.budgeter.brake(time.monotonic(), int(ledger.evicted_recently.sum()), resident)
-        self.budget = self.budgeter.read(locked + self.arena.taken())
-        if moved:
-            self._said_budget = self.budget.bytes
-            self._say_soon("budget", f"the budget is {gib(self.budget.bytes)} now ({self.budget.reason}, "
-                           f"{gib(self.budget.held_back)} held back)",
-                           "warning" if self.budget.held_back else "info")  # fmt: skip
-        self._say_budget()
         if self.warmer.dense_done():
             keeper.lock_dense(self.warmer.dense, int(self.budget.bytes * LOCK_SHARE))
         if not self._prefilling and not self._running():
