@@ -165,9 +165,14 @@ const uint8_t *hd_arena_at(const hd_arena *a, int32_t span) { return slot_of(a, 
 int hd_arena_read(const hd_arena *a, int32_t span, uint64_t begin, uint64_t end, uint64_t *failed_at) {
     uint64_t at = down(begin, PAGE), stop = up(end, PAGE), origin = down(a->offset[span], PAGE);
     uint8_t *to = slot_of(a, span);
+    uint64_t step = stop - at;
     while (at < end) {
-        ssize_t got = pread(a->fd[a->file[span]], to + (at - origin), stop - at, (off_t)at);
+        ssize_t got = pread(a->fd[a->file[span]], to + (at - origin), stop - at < step ? stop - at : step, (off_t)at);
         if (got < 0 && errno == EINTR) continue;
+        if (got < 0 && step > PAGE) { /* which page is it? */
+            step = PAGE;
+            continue;
+        }
         if (got <= 0) {
             *failed_at = at < begin ? begin : at;
             return got ? errno : ENODATA;

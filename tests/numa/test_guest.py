@@ -3,52 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-MODEL = HERE.parent.parent / "daemon" / "data" / "tinystories-moe-Q4_K_M.gguf"
 SHAPES = {2: ["-n", "2", "-c", "2", "-m", "512"], 4: ["-n", "4", "-c", "1", "-m", "384"]}
-NO_GUEST = 125
 
 
 @pytest.fixture(scope="module")
-def guests() -> Iterator[dict[int, subprocess.Popen[str]]]:
+def guests(start_guest, demo_model):
     """Both at once: each is mostly one thread of emulation."""
-    # QEMU emulates AVX2 so that numpy's argsort comes out unsorted.
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 X86_V3"}
-    running = {
-        nodes: subprocess.Popen(
-            [HERE / "guest", *shape, "--", sys.executable, HERE / "checks.py", MODEL, "/mnt", "/dev/shm"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )
-        for nodes, shape in SHAPES.items()
-    }  # fmt: skip
-    yield running
-    for guest in running.values():
-        if guest.poll() is None:
-            guest.terminate()
-            guest.wait()
-
-
-def found_in(guest: subprocess.Popen[str]) -> dict:
-    out, errors = guest.communicate(timeout=175)
-    if guest.returncode == NO_GUEST:
-        if os.environ.get("CI"):
-            pytest.fail(f"no guest to test placement in: {errors}")
-        pytest.skip(f"no guest to test placement in: {errors.strip().splitlines()[-1]}")
-    assert guest.returncode == 0, out + errors
-    return json.loads(out.splitlines()[-1])
+    return {nodes: start_guest(shape, "checks.py", demo_model, "/mnt", "/dev/shm") for nodes, shape in SHAPES.items()}
 
 
 @pytest.mark.parametrize("nodes", SHAPES)
 def test_placement(guests, nodes):
-    found = found_in(guests[nodes])
+    found = guests[nodes].found()
     print(json.dumps(found, indent=1))
     assert found["nodes"] == len(found["teams"]) == nodes
     # The answer does not depend on where weights lie or who computes with them.
