@@ -28,13 +28,23 @@ _RECIPES: dict[str, tuple[str, str, str, str, int]] = {
     "Q5_K": ("Q5_K", "Q5_K", "Q6_K", "Q5_K", 16),
     "Q5_K_M": ("Q5_K", "Q6_K", "Q6_K", "Q5_K", 17),
     "Q6_K": ("Q6_K", "Q6_K", "Q6_K", "Q6_K", 18),
+    "IQ1_S": ("IQ1_S", "IQ1_S", "Q6_K", "IQ1_S", 24),
+    "IQ2_XXS": ("IQ2_XXS", "IQ2_XXS", "Q6_K", "IQ2_XXS", 19),
+    "IQ2_XS": ("IQ2_XS", "IQ2_XS", "Q6_K", "IQ2_XS", 20),
+    "IQ2_S": ("IQ2_S", "IQ2_S", "Q6_K", "IQ2_S", 28),
+    "IQ3_XXS": ("IQ3_XXS", "IQ3_XXS", "Q6_K", "IQ3_XXS", 23),
+    "IQ3_S": ("IQ3_S", "IQ3_S", "Q6_K", "IQ3_S", 26),
+    "TQ1_0": ("TQ1_0", "TQ1_0", "Q6_K", "TQ1_0", 36),
+    "TQ2_0": ("TQ2_0", "TQ2_0", "Q6_K", "TQ2_0", 37),
     "IQ4_NL": ("IQ4_NL", "IQ4_NL", "Q6_K", "IQ4_NL", 25),
     "IQ4_XS": ("IQ4_XS", "IQ4_XS", "Q6_K", "IQ4_XS", 30),
     "MXFP4": ("Q8_0", "Q8_0", "Q8_0", "MXFP4", 38),
 }
 
 # What a type gives way to when a row is no whole number of its blocks (llama-quant.cpp, tensor_type_fallback).
-_FALLBACK = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+_FALLBACK = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
+             **dict.fromkeys(("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), "IQ4_NL"),
+             **dict.fromkeys(("TQ1_0", "TQ2_0"), "Q4_0")}  # fmt: skip
 
 _PLAIN = re.compile(r"(_norm|\.bias|ffn_gate_inp(_shexp)?|ssm_conv1d|sinks|rope_freqs|(enorm|hnorm))(\.weight)?$")
 _DOWN = re.compile(r"\.(ffn_down(_exps|_shexp|\.\d+)?|attn_v|attn_v_b)\.weight$")
