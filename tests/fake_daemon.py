@@ -61,6 +61,14 @@ class Scenario:
         """Share of the experts that is in memory."""
         return min(1.0, max(0.0, (t - self.dense_seconds) * self.disk / self.deferred))
 
+    def apart(self, t: float) -> int:
+        """Bytes of single experts in the arena: read there while cold, moved into the mapping when all is warm."""
+        if self.nodes > 1 or self.unknown:
+            return 0
+        most = min(0.08 * self.deferred, max(0.0, 0.25 * self.disk * (t - 0.5)))
+        since_warm = t - self.dense_seconds - self.deferred / self.disk
+        return int(max(0.0, most - max(0.0, since_warm) * 2 * self.disk))
+
     def state(self, t: float) -> str:
         if t < 0.5:
             return "mapped"
@@ -142,10 +150,11 @@ class Scenario:
             for role, whole, share in (("dense", self.dense, dense), ("expert", self.deferred, warmed)):
                 total = whole // self.nodes
                 part = min(1.0, share * (1 + 0.08 * (node - (self.nodes - 1) / 2))) if share < 1 else share
-                mapped = int(total * part * 0.94) if part < 1 else total
-                cached = int(total * part) - mapped
-                row = Bytes(node=node, role=role, total=total, mapped=mapped, cached=cached)  # type: ignore[arg-type]
-                row.deferred = total - mapped - cached
+                arena = min(self.apart(t), int(total * part)) if role == "expert" else 0
+                mapped = int((total * part - arena) * 0.94) if part < 1 else total - arena
+                cached = int(total * part) - mapped - arena
+                row = Bytes(node=node, role=role, total=total, mapped=mapped, cached=cached, arena=arena)  # type: ignore[arg-type]
+                row.deferred = total - mapped - cached - arena
                 row.locked = mapped if role == "dense" else 0
                 if self.unknown:
                     row.unknown = row.total
@@ -216,7 +225,8 @@ class Scenario:
             stats=self.stats(t),
             residency=self.residency(t),
             events=self.events(-1.0, t)[-64:],
-            warm={"planned": self.deferred, "done": int(self.warmed(t) * self.deferred)},
+            warm={"planned_bytes": self.deferred, "ready_bytes": int(self.warmed(t) * self.deferred)},
+            arena={"in_use": "arena while cold", "reason": "single experts are read directly", "taken": self.apart(t)},
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hearthd.daemon import client
+from hearthd.daemon import client, ctl
 
 PROMPT = "Once upon a time"
 
@@ -23,7 +23,7 @@ def test_answers_do_not_depend_on_warming(start_daemon: Callable[..., Any]) -> N
     assert len(answers) == 1
 
 
-def test_what_it_says_of_itself(start_daemon: Callable[..., Any]) -> None:
+def test_what_it_says_of_itself(start_daemon: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     daemon = start_daemon("--demo", "--context", "64")
     with client.Client(daemon.endpoint, timeout=60) as hearth:
         tokens = hearth.tokenize(PROMPT)
@@ -35,7 +35,11 @@ def test_what_it_says_of_itself(start_daemon: Callable[..., Any]) -> None:
         rows = hearth.residency()["rows"]
         assert sum(row["total"] for row in rows) == status.model.bytes
         for row in rows:
-            assert row["total"] == sum(row[state] for state in ("mapped", "cached", "deferred", "unknown"))
+            assert row["total"] == sum(row[state] for state in ("mapped", "arena", "cached", "deferred", "unknown"))
+        assert ctl.main(["status", "--control", daemon.endpoint]) == 0
+        assert f": {status.arena['reason']}\n" in capsys.readouterr().out
+        assert ctl.main(["residency", "--control", daemon.endpoint]) == 0
+        assert capsys.readouterr().out.split()[:5] == ["node", "role", "total", "mapped", "arena"]
         layers = hearth.experts()["layers"]
         assert [sum(layer["counts"]) for layer in layers] == [2 * len(tokens)] * 5
         for layer in layers:

@@ -122,7 +122,7 @@ class Snapshot:
         """Estimate from what is planned, what is done and the present rate; None when there is no ground for one."""
         if self.stats is None or self.stats.state == "warm" or self.stats.warm_rate <= 0:
             return None
-        planned = self.status.warm.get("planned", 0) if self.status is not None else 0
+        planned = self.status.warm.get("planned_bytes", 0) if self.status is not None else 0
         if not isinstance(planned, (int, float)) or planned <= 0:
             if not 0 < self.stats.warm_percent < 100:
                 return None

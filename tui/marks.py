@@ -15,6 +15,7 @@ from rich.text import Text
 
 # Ember for what is in memory, slate for what is not: the two ends of every scale on the screen.
 MAPPED = "#e8a15a"
+ARENA = "#d9bd6a"
 CACHED = "#b08d5b"
 DEFERRED = "#5f7f9e"
 UNKNOWN = "#b48ac0"
@@ -32,6 +33,7 @@ STRONG = "bold #f0ece3"
 # State, mark, style: in the order in which a bar is filled.
 STATES = (
     ("mapped", "█", MAPPED),
+    ("arena", "▚", ARENA),
     ("cached", "▓", CACHED),
     ("deferred", "░", DEFERRED),
     ("unknown", "?", UNKNOWN),
@@ -76,10 +78,10 @@ def apportion(parts: Sequence[int], cells: int) -> list[int]:
     return given
 
 
-def bar(mapped: int, cached: int, deferred: int, unknown: int, cells: int) -> Text:
-    """One stacked bar of `cells` characters; an empty total is a row of spaces."""
+def bar(amounts: Sequence[int], cells: int) -> Text:
+    """One stacked bar of `cells` characters, amounts in the order of STATES; an empty total is a row of spaces."""
     text = Text()
-    for given, (_, mark, style) in zip(apportion((mapped, cached, deferred, unknown), cells), STATES, strict=True):
+    for given, (_, mark, style) in zip(apportion(amounts, cells), STATES, strict=True):
         text.append(mark * given, style)
     text.pad_right(cells - text.cell_len)
     return text

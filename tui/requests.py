@@ -57,7 +57,8 @@ def _line(row: RequestRow, width: int) -> Text:
     style = _PHASES.get(row.phase, marks.TEXT)
     text = marks.span(f"{units.shorten_middle(row.id, ident):<{ident}}", marks.TEXT)
     text.append(f" {units.shorten(row.op, 8):<8}", marks.DIM).append(f" {units.shorten(row.phase, 8):<8}", style)
-    prompt = f"{row.prompt_done}/{row.prompt_tokens}"
+    # Before the engine is there, a prompt has no tokens yet.
+    prompt = f"{row.prompt_done}/{row.prompt_tokens}" if row.prompt_tokens else "—"
     text.append(f" {prompt:>13}", style if row.phase == "prompt" else marks.TEXT)
     written = f"{row.generated}/{row.max_tokens}" if row.max_tokens else "—"
     text.append(f" {written:>11}", style if row.phase == "generate" else marks.TEXT)

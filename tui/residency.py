@@ -58,8 +58,10 @@ class ResidencyPanel(Panel):
         facts = [marks.span("deferred ", marks.DIM).append_text(amount)]
         left_width = facts[0].cell_len
         budget = snapshot.residency.budget_bytes
-        resident = sum(row.mapped + row.cached for row in rows)
-        extra = [("resident ", resident)]
+        apart = sum(row.arena for row in rows)
+        extra = [("resident ", sum(map(_resident, rows)))]
+        if apart:
+            extra.append(("in arena ", apart))
         if budget:
             extra.append(("budget   ", budget))
         locked = sum(row.locked for row in rows)
@@ -70,8 +72,11 @@ class ResidencyPanel(Panel):
             extra.append(("evicted  ", evicted))
         for name, value in extra:
             facts.append(marks.span(name, marks.DIM).append(f"{units.size(value):>9}", marks.TEXT))
-        if self.short and (placement := _placement_in_short(snapshot)):
-            facts[0].append("  ").append_text(placement)
+        if self.short:
+            if placement := _placement_in_short(snapshot):
+                facts[0].append("  ").append_text(placement)
+            elif apart:
+                facts[0].append("  in arena ", marks.DIM).append(f"{units.size(apart):>9}", marks.ARENA)
             left_width = facts[0].cell_len
         plot_rows = 1 if self.short else max(3, len(facts))
         cells = max(8, width - left_width - 2 - 12)
@@ -97,8 +102,14 @@ def _order(row: Bytes) -> tuple[int, str]:
     return row.node, row.role
 
 
-def _amounts(row: Bytes) -> tuple[int, int, int, int]:
-    return row.mapped, row.cached, row.deferred, row.unknown
+def _amounts(row: Bytes) -> tuple[int, ...]:
+    """In the order of marks.STATES."""
+    return row.mapped, row.arena, row.cached, row.deferred, row.unknown
+
+
+def _resident(row: Bytes) -> int:
+    """Bytes that no disk has to give: an arena's as well, whatever the page cache has of them."""
+    return row.mapped + row.arena + row.cached
 
 
 def _row(row: Bytes, width: int, several: bool) -> Text:
@@ -107,12 +118,12 @@ def _row(row: Bytes, width: int, several: bool) -> Text:
     if several:
         text.append(f"node {row.node} ", marks.DIM)
     text.append(f"{_ROLES[row.role]:<8} ", marks.TEXT)
-    resident = row.mapped + row.cached
+    resident = _resident(row)
     known = row.unknown < row.total or not row.total
     tail = marks.span(f" {units.size(resident) if known else '?':>9}", marks.STRONG if resident else marks.DIM)
     tail.append(f" of {units.size(row.total):>9}", marks.DIM)
     tail.append(f" {_share(row):>6}", marks.TEXT if known else marks.UNKNOWN)
-    text.append_text(marks.bar(*_amounts(row), max(4, width - text.cell_len - tail.cell_len)))
+    text.append_text(marks.bar(_amounts(row), max(4, width - text.cell_len - tail.cell_len)))
     return text.append_text(tail)
 
 
@@ -120,7 +131,7 @@ def _share(row: Bytes) -> str:
     """Resident part of the total; `≥` in front where some of it is unknown, `?` where all is."""
     if row.total and row.unknown >= row.total:
         return "?"
-    return ("≥" if row.unknown else "") + units.share(row.mapped + row.cached, row.total)
+    return ("≥" if row.unknown else "") + units.share(_resident(row), row.total)
 
 
 def _pair(node: int, rows: Sequence[Bytes], width: int) -> Text:
@@ -132,8 +143,8 @@ def _pair(node: int, rows: Sequence[Bytes], width: int) -> Text:
     for role, given, room in (("dense ", dense, small), (" experts ", expert, width - 48 - small)):
         text.append(role, marks.TEXT)
         row = given or Bytes()
-        resident = row.mapped + row.cached
-        text.append_text(marks.bar(*_amounts(row), max(4, room)))
+        resident = _resident(row)
+        text.append_text(marks.bar(_amounts(row), max(4, room)))
         text.append(f"{units.size(resident):>10}", marks.STRONG if resident else marks.DIM)
         if role.strip() == "experts":
             text.append(f" {_share(row):>5}", marks.TEXT)

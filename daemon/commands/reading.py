@@ -37,6 +37,7 @@ def run_status(given: argparse.Namespace) -> None:
         ("options", ", ".join(f"{name} {_brief(value)}" for name, value in status.options.items())),
         ("start", status.start_line),
         ("private", size(stats.private_bytes)),
+        ("arena", _arena(status.arena)),
         ("tokens", f"{stats.prompt_tokens} read, {stats.generated_tokens} generated"),
     ]  # fmt: skip
     for name, text in lines:
@@ -51,12 +52,24 @@ def run_status(given: argparse.Namespace) -> None:
         print(f"{'event':<10} {event.code}: {event.message}")
 
 
+def _arena(arena: dict[str, Any]) -> str:
+    """What serves experts and why, and what lies there: `arena while cold, 1.21 GiB taken: ...`."""
+    if not arena:
+        return ""
+    facts = [str(arena["in_use"]) if "taken" in arena else "none"]
+    if "taken" in arena:
+        facts.append(f"{size(arena['taken'])} taken")
+    if "moved_home" in arena:
+        facts.append(f"{size(arena['moved_home'])} moved into the mapping")
+    return f"{', '.join(facts)}: {arena['reason']}"
+
+
 def _brief(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value > 99999 else str(value)
 
 
 GROUPS = ("node", "layer", "tensor", "type", "role")
-STATES = ("mapped", "cached", "deferred", "unknown", "locked")
+STATES = ("mapped", "arena", "cached", "deferred", "unknown", "locked")
 
 
 def run_residency(given: argparse.Namespace) -> None:
