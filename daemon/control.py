@@ -22,7 +22,7 @@ from .sockets import Binding, Socket, make, pumping
 log = logging.getLogger(__name__)
 
 MESSAGE_LIMIT = 64 << 20  # bytes; libzmq closes the connection of who sends more
-CONCURRENT = 64  # operations in progress that are not generations
+CONCURRENT = 64  # operations in progress that the scheduler does not count
 
 KNOWN = {kind.__struct_config__.tag: kind for kind in protocol.AnyRequest.__args__}
 
@@ -42,11 +42,15 @@ class Call:
 
     def __init__(self, control: Control, peer: bytes, envelope: list[bytes], request: Any) -> None:
         self._control, self.peer, self.envelope, self.request = control, peer, envelope, request
-        self.gone = False  # the client left while the operation was in progress
+        self.gone = False  # the client left before the operation was done or in the queue
 
     def reply(self, reply: protocol.Reply, body: bytes | None = None) -> bool:
         """Never waits; False when the client takes no more."""
         return self._control.outbox.send(self.peer, self.envelope, reply, body)
+
+    def waits_in_queue(self) -> None:
+        """The scheduler counts it from now on."""
+        self._control.in_progress.discard(self)
 
     def result(self, data: Any, body: bytes | None = None) -> bool:
         return self.reply(protocol.Result(id=self.request.id, data=msgspec.to_builtins(data)), body)
@@ -106,7 +110,7 @@ class Control:
         self._peers = Peers(self._raw, self._gone)
         binding.bind(self._raw)
         self.outbox: Outbox
-        self._in_progress: set[Call] = set()
+        self.in_progress: set[Call] = set()
         self.refused = 0
 
     def on_gone(self, told: Callable[[bytes], None]) -> None:
@@ -114,7 +118,7 @@ class Control:
 
     def _gone(self, peer: bytes) -> None:
         self.outbox.forget(peer)
-        for call in self._in_progress:
+        for call in self.in_progress:
             call.gone = call.gone or call.peer == peer
         for told in self._on_gone:
             told(peer)
@@ -163,10 +167,10 @@ class Control:
             call.error("version", f"this daemon speaks version {protocol.VERSION}, the message is of {request.v}", "v")
             return
         urgent = isinstance(request, protocol.Cancel | protocol.Shutdown | protocol.Status)
-        if len(self._in_progress) >= CONCURRENT and not urgent:
+        if len(self.in_progress) >= CONCURRENT and not urgent:
             call.error("busy", f"{CONCURRENT} operations are in progress already")
             return
-        self._in_progress.add(call)
+        self.in_progress.add(call)
         nursery.start_soon(self._handle, call, handlers[type(request)])
 
     async def _handle(self, call: Call, handler: Handler) -> None:
@@ -178,7 +182,7 @@ class Control:
             log.exception("operation %s failed", call.request.__struct_config__.tag)
             call.error("failed", str(error) or type(error).__name__)
         finally:
-            self._in_progress.discard(call)
+            self.in_progress.discard(call)
 
     async def flushed(self, seconds: float) -> None:
         """Until every reply is with libzmq, or so long."""

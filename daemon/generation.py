@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import trio
 
 from . import protocol
 from .model.sampling import StopMatcher, score
@@ -23,6 +24,7 @@ class Job(ABC):
     """What the scheduler turns: a session, and where it stands."""
 
     op = ""
+    ready = True  # to take turns
 
     def __init__(self, name: str, id: str, peer: bytes, tokens: Sequence[int]) -> None:
         self.name = name  # shown in status, a target of cancel
@@ -92,6 +94,36 @@ class Job(ABC):
             seconds=now - self.arrived,
             rate=count / seconds if seconds > 0 and count > 0 else 0.0,
         )
+
+
+class Arrival(Job):
+    """The place in the queue of a request whose job cannot be made yet: there is no engine, or its text is being read.
+
+    Whoever makes the job does so in `scope`, which ends when the request does.
+    """
+
+    ready = False
+
+    def __init__(self, request: protocol.Generate | protocol.Chat | protocol.Score, *, name: str, peer: bytes) -> None:
+        super().__init__(name, request.id, peer, [])
+        self.op = str(request.__struct_config__.tag)
+        self.scope = trio.CancelScope()
+        self._limit = 0 if isinstance(request, protocol.Score) else request.max_tokens
+
+    @property
+    def max_tokens(self) -> int:
+        return self._limit
+
+    def turn(self, engine: Any) -> list[protocol.Reply]:
+        raise AssertionError("what is not ready takes no turn")
+
+    def finish(self, reason: str) -> tuple[protocol.Reply, bytes | None]:
+        if self.op == "score":
+            return protocol.Error(id=self.id, code=reason, message=f"ended before it began: {reason}"), None
+        return protocol.Done(id=self.id, reason=reason, timings=self.timings()), None
+
+    def close(self) -> None:
+        self.scope.cancel()
 
 
 class GenerateJob(Job):

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from . import protocol
 from .control import Call, Handler, Refused
-from .generation import GenerateJob, Job, ScoreJob
+from .generation import Arrival, GenerateJob, Job, ScoreJob
 from .scheduler import Busy, Scheduler
 from .telemetry import Telemetry
 
@@ -74,12 +75,13 @@ class Operations:
         request: protocol.Generate = call.request
         self._check_open()
         check_sampling(request)
-        await self._hearth.prepared()
-        if request.tokens is not None:
-            tokens = self._checked(request.tokens, "tokens")
-        else:
-            tokens = await self._encode(request.prompt)
-        await self._start_generation(call, tokens, "tokens" if request.tokens is not None else "prompt")
+        with self._queued(call) as arrival:
+            await self._hearth.prepared()
+            if request.tokens is not None:
+                tokens = self._checked(request.tokens, "tokens")
+            else:
+                tokens = await self._encode(request.prompt)
+            self._start_generation(arrival, tokens, "tokens" if request.tokens is not None else "prompt")
 
     async def chat(self, call: Call) -> None:
         request: protocol.Chat = call.request
@@ -87,34 +89,24 @@ class Operations:
         check_sampling(request)
         if not request.messages:
             raise Refused("bad-field", "messages: there are none", "messages")
-        await self._hearth.prepared()
-        template = self._hearth.template
-        if template is None:
-            raise Refused("no-template", "the model's metadata has no chat template: use generate")
-
-        def render() -> str:
-            return template.render(
-                request.messages, tools=request.tools, add_generation_prompt=True, **request.template_arguments
-            )
-
-        try:
-            text = await trio.to_thread.run_sync(render, limiter=self._threads)
-        except Exception as error:  # a template is the model's program: whatever it raises is the answer
-            raise Refused("template", f"the chat template refused the messages: {error}", "messages") from None
-        await self._start_generation(call, await self._encode(text, bos=False), "messages")
+        with self._queued(call) as arrival:
+            await self._hearth.prepared()
+            text = await self._render(request)
+            self._start_generation(arrival, await self._encode(text, bos=False), "messages")
 
     async def score(self, call: Call) -> None:
         request: protocol.Score = call.request
         self._check_open()
-        await self._hearth.prepared()
-        tokens = self._checked(request.tokens, "tokens") if request.tokens else await self._encode(request.text)
-        if not tokens:
-            raise Refused("bad-field", "text: empty, there is nothing to score", "text")
-        self._check_length(tokens, "tokens" if request.tokens else "text")
-        size = 4 * len(tokens) * self._hearth.engine.hyper.n_vocab
-        if request.logits and size > LOGITS_LIMIT:
-            raise Refused("too-long", f"the logits would have {size} bytes, {LOGITS_LIMIT} are allowed", "logits")
-        self._submit(call, ScoreJob(request, name=self._name(request), peer=call.peer, tokens=tokens))
+        with self._queued(call) as arrival:
+            await self._hearth.prepared()
+            tokens = self._checked(request.tokens, "tokens") if request.tokens else await self._encode(request.text)
+            if not tokens:
+                raise Refused("bad-field", "text: empty, there is nothing to score", "text")
+            self._check_length(tokens, "tokens" if request.tokens else "text")
+            size = 4 * len(tokens) * self._hearth.engine.hyper.n_vocab
+            if request.logits and size > LOGITS_LIMIT:
+                raise Refused("too-long", f"the logits would have {size} bytes, {LOGITS_LIMIT} are allowed", "logits")
+            self._submit(ScoreJob(request, name=arrival.name, peer=call.peer, tokens=tokens), arrival)
 
     async def tokenize(self, call: Call) -> None:
         request: protocol.Tokenize = call.request
@@ -127,8 +119,49 @@ class Operations:
         tokens = self._checked(call.request.tokens, "tokens", self._hearth.tokenizer.n_vocab)
         call.result({"text": await trio.to_thread.run_sync(self._hearth.tokenizer.decode, tokens)})
 
-    async def _start_generation(self, call: Call, tokens: list[int], field: str) -> None:
-        request = call.request
+    @contextmanager
+    def _queued(self, call: Call) -> Iterator[Arrival]:
+        """A place in the scheduler's queue while a request's job is being made: there it is seen, counted and ended.
+
+        The body ends by `_submit`, by Refused, or in the middle when the request is ended (the client knows by then).
+        """
+        if call.gone:
+            raise Refused("gone", "the client went away")
+        arrival = Arrival(call.request, name=self._name(call.request), peer=call.peer)
+        arrival.call = call
+        try:
+            self._scheduler.submit(arrival)
+        except Busy as error:
+            raise Refused("busy", str(error)) from None
+        call.waits_in_queue()
+        try:
+            with arrival.scope:
+                yield arrival
+        except Refused:
+            if not arrival.ended:
+                raise
+        finally:
+            self._scheduler.withdraw(arrival)
+
+    async def _render(self, request: protocol.Chat) -> str:
+        template = self._hearth.template
+        if template is None:
+            raise Refused("no-template", "the model's metadata has no chat template: use generate")
+
+        def render() -> str:
+            return str(
+                template.render(
+                    request.messages, tools=request.tools, add_generation_prompt=True, **request.template_arguments
+                )
+            )
+
+        try:
+            return await trio.to_thread.run_sync(render, limiter=self._threads)
+        except Exception as error:  # a template is the model's program: whatever it raises is the answer
+            raise Refused("template", f"the chat template refused the messages: {error}", "messages") from None
+
+    def _start_generation(self, arrival: Arrival, tokens: list[int], field: str) -> None:
+        request = arrival.call.request
         if not tokens:
             bos = self._hearth.tokenizer.bos
             if bos is None:
@@ -140,19 +173,17 @@ class Operations:
             sampler = self._hearth.new_sampler(request.sampling)
         except ValueError as error:
             raise Refused("bad-field", str(error), "sampling") from None
-        name = self._name(request)
-        job = GenerateJob(request, name=name, peer=call.peer, tokens=tokens, tokenizer=tokenizer, sampler=sampler)
-        self._submit(call, job)
+        job = GenerateJob(
+            request, name=arrival.name, peer=arrival.peer, tokens=tokens, tokenizer=tokenizer, sampler=sampler
+        )
+        self._submit(job, arrival)
 
-    def _submit(self, call: Call, job: Job) -> None:
-        if call.gone:
+    def _submit(self, job: Job, arrival: Arrival) -> None:
+        if arrival.ended:  # while a thread was at work for it
             return
         self._check_open()
-        job.call = call
-        try:
-            self._scheduler.submit(job)
-        except Busy as error:
-            raise Refused("busy", str(error)) from None
+        job.call = arrival.call
+        self._scheduler.submit(job, arrival)
 
     def _name(self, request: Any) -> str:
         return request.id or f"r{next(self._numbers)}"

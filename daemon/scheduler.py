@@ -73,13 +73,23 @@ class Scheduler:
 
     # -- what the control loop asks for ------------------------------------------------------------------------------
 
-    def submit(self, job: Job) -> None:
-        """Raises Busy."""
-        if len(self._waiting) >= self._queue:
+    def submit(self, job: Job, arrival: Job | None = None) -> None:
+        """Raises Busy. `arrival`, if there is one, gives its place in the queue to the job."""
+        if arrival is not None:
+            job.arrived = arrival.arrived
+            self._waiting[self._waiting.index(arrival)] = job
+        elif len(self._waiting) >= self._queue:
             raise Busy(f"{len(self._waiting)} requests are waiting already")
-        self._waiting.append(job)
+        else:
+            self._waiting.append(job)
         self._idle = trio.Event() if self._idle.is_set() else self._idle
         self._wake.set()
+
+    def withdraw(self, arrival: Job) -> None:
+        """It leaves the queue without an answer from here, if it is still there."""
+        if arrival in self._waiting:
+            self._waiting.remove(arrival)
+            self._wake.set()
 
     def use(self, engine: Any) -> None:
         """The engine is there: turns may begin."""
@@ -153,11 +163,11 @@ class Scheduler:
     def _admit(self) -> None:
         if self._engine is None:
             return
-        while self._waiting and len(self._active) < self._sessions:
+        while len(self._active) < self._sessions and (ready := [job for job in self._waiting if job.ready]):
             share: dict[bytes, int] = {}
             for job in self._active:
                 share[job.peer] = share.get(job.peer, 0) + 1
-            job = min(self._waiting, key=lambda waiting: share.get(waiting.peer, 0))  # the first of equals
+            job = min(ready, key=lambda waiting: share.get(waiting.peer, 0))  # the first of equals
             self._waiting.remove(job)
             self._active.append(job)
 

@@ -147,10 +147,12 @@ class Hearth:
         self.saved = 0
         self._made = Engine(config.context or 512, pause)
         self._slow_start = slow_start
+        self.hurry = trio.Event()  # ends a slow start
         self._prepared = trio.Event()
 
     async def prepare(self) -> None:
-        await trio.sleep(self._slow_start)
+        with trio.move_on_after(self._slow_start):
+            await self.hurry.wait()
         self.engine = self._made
         self._prepared.set()
 

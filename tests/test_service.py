@@ -54,6 +54,11 @@ async def until_requests(hearth: client.AsyncClient, some: bool) -> None:
         await trio.sleep(0.005)
 
 
+async def until_waiting(hearth: client.AsyncClient, count: int) -> None:
+    while (await hearth.status()).stats.waiting != count:  # noqa: ASYNC110
+        await trio.sleep(0.005)
+
+
 async def test_every_operation_answers(tmp_path: Path) -> None:
     async with serving(tmp_path) as (endpoint, _, _), client.connect(endpoint) as hearth:
         status = await hearth.status()
@@ -202,6 +207,7 @@ async def test_a_reader_that_sleeps_is_dropped_and_nobody_else_notices(tmp_path:
         socket = context.socket(zmq.DEALER)
         socket.rcvhwm = 10
         socket.rcvbuf = 4096
+        socket.rcvtimeo = 15000  # a thread that waits for ever would outlive the test
         socket.connect(endpoint)
         request = {"op": "generate", "tokens": [20], "max_tokens": 1000000, "ignore_eos": True, "stream": True}
         socket.send(json.dumps(request).encode())
@@ -236,6 +242,61 @@ async def test_requests_wait_for_the_engine(tmp_path: Path) -> None:
         assert (await hearth.status()).isa == ""
         _, done = await collect(hearth, protocol.Generate(tokens=[20], max_tokens=3))
         assert done.reason == "length"
+
+
+async def test_requests_before_the_engine_are_seen_counted_and_ended(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, slow_start=60, queue=4, sessions=1) as (endpoint, fake, _),
+        client.connect(endpoint) as hearth,
+        client.connect(endpoint) as other,
+    ):
+        ends: dict[str, str] = {}
+
+        async def one(request: protocol.Generate | protocol.Chat) -> None:
+            try:
+                _, done = await collect(hearth, request)
+                ends[request.id] = done.reason
+            except client.RequestError as error:
+                ends[request.id] = error.code
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, protocol.Generate(id="first", tokens=[20], max_tokens=3))
+            messages = [{"role": "user", "content": "12"}]
+            nursery.start_soon(one, protocol.Chat(id="chat", messages=messages, max_tokens=2))
+            with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+                socket.connect(endpoint)
+                for op in ("score", "generate"):
+                    socket.send(json.dumps({"id": f"lost {op}", "op": op, "tokens": [1, 2]}).encode())
+                await until_waiting(other, 4)
+                stats = (await other.status()).stats
+                seen = {row.id: (row.op, row.phase, row.max_tokens) for row in stats.requests}
+                assert seen == {
+                    "first": ("generate", "queued", 3), "chat": ("chat", "queued", 2),
+                    "lost score": ("score", "queued", 0), "lost generate": ("generate", "queued", 256),
+                }  # fmt: skip
+                await one(protocol.Generate(id="fifth", tokens=[20], max_tokens=3))
+                assert ends == {"fifth": "busy"}
+                socket.close(linger=0)
+            await until_waiting(other, 2)
+            assert (await other.status()).events[-1].message == "a client went away: 2 requests dropped"
+            await other.cancel("chat")
+            fake.hurry.set()
+        assert ends == {"fifth": "busy", "chat": "cancelled", "first": "length"}
+        assert not (await other.status()).stats.requests
+
+
+async def test_a_stop_before_the_engine_answers_those_who_wait(tmp_path: Path) -> None:
+    async with serving(tmp_path, slow_start=60) as (endpoint, _, served), client.connect(endpoint) as hearth:
+        reasons = []
+
+        async def one() -> None:
+            reasons.append((await collect(hearth, protocol.Generate(tokens=[20], max_tokens=3)))[1].reason)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one)
+            await until_requests(hearth, True)
+            served.stop("now")
+        assert reasons == ["stopping"]
 
 
 async def test_telemetry_and_late_subscribers(tmp_path: Path) -> None:
