@@ -199,6 +199,29 @@ async def test_what_does_not_fit_is_warmed_by_heat_or_left_until_asked(houses: A
     assert sorted(set(house.table.expert[ready].tolist())) == [-1, 2, 5]
 
 
+@pytest.mark.parametrize("warm", ["background", "auto"])
+async def test_percent_and_state_agree_where_memory_is_tight(houses: Any, warm: str) -> None:
+    house = houses(budget=8 * MIB, warm=warm)
+    seen: set[tuple[str, bool]] = set()
+
+    def look() -> str:
+        stats = house.residency.stats()
+        assert stats["warm_bytes"] <= house.table.nbytes.sum()
+        seen.add((stats["state"], stats["warm_percent"] == 100))
+        return str(stats["state"])
+
+    look()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.residency.run)
+        for turn in range(30):  # what is asked for takes the place of what was planned
+            if look() == "warm" or warm == "auto":
+                house.queue.submit(0, np.flatnonzero(house.table.expert == turn % EXPERTS))
+            await trio.sleep(0.02)
+        await house.until(lambda: look() == "warm")
+        nursery.cancel_scope.cancel()
+    assert {state for state, whole in seen if whole} == {"warm"} and ("warm", False) not in seen
+
+
 async def test_pages_that_the_kernel_took_are_mapped_again_between_requests(houses: Any) -> None:
     house = houses()
     async with trio.open_nursery() as nursery:

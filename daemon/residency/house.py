@@ -76,6 +76,7 @@ class Residency:
             self.warnings = [warning for warning in self.warnings if warning.code != "no-huge-blocks"]
         self.census = census(table)
         self.state = "mapped"
+        self._progress = self.warmer.progress() | {"percent": 0.0}  # of when the state was decided: told together
         self.on_event: Callable[[protocol.EventNow], None] | None = None
         self._begun = False
         self._heat_path: Path | None = None
@@ -295,6 +296,9 @@ class Residency:
             self._enter("warm")
         else:
             self._enter("warm" if self._full() else "serving-cold")
+        self._progress = self.warmer.progress()
+        if self.state == "warm":
+            self._progress["percent"] = 100.0  # workers and trimming move bytes while this is decided
 
     def _full(self) -> bool:
         """Memory holds as much as the budget admits and nothing is being swept: what is missing of the plan has
@@ -453,7 +457,7 @@ class Residency:
 
     def stats(self) -> dict[str, Any]:
         """Fields of protocol.Stats that are residency's."""
-        progress = self.warmer.progress()
+        progress = self._progress
         queue = self._queue.stats()
         return {
             "state": self.state, "warm_percent": progress["percent"], "warm_bytes": progress["ready_bytes"],
@@ -470,7 +474,7 @@ class Residency:
         used, reason = self.heat.verdict()
         return {
             "start_line": self.start_line(),
-            "warm": self.warmer.progress() | {
+            "warm": self._progress | {
                 "state": self.state, "remapped_bytes": self.keeper.remapped_bytes,
                 "given_back_bytes": self.keeper.given_back_bytes,
             },

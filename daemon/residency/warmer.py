@@ -63,6 +63,8 @@ class Warmer:
         self.best_rate = 0.0
         self._prefilling = False
         self._roomy = True
+        self._as_asked = False  # no expert is planned
+        self._admitted = 0
         self.apart = False  # there is an arena for reads of single experts
 
     def _in_layer_order(self, ids: Ids) -> Ids:
@@ -133,6 +135,8 @@ class Warmer:
         order = order[~self.left_alone[order]]
         if not fits and len(order):
             order = order[: int(np.searchsorted(np.cumsum(self.nbytes[order]), max(room, 0), side="right"))]
+        self._as_asked = self.scope.startswith(("nothing", "experts as"))
+        self._admitted = int(budget * FILL)
         self._queue.cancel(SWEEP)
         self.planned[:] = self.asked
         self.planned[self.dense] = True
@@ -198,7 +202,8 @@ class Warmer:
         return bool(self._settled()[self.planned].all())
 
     def progress(self) -> dict[str, Any]:
-        """Bytes planned, populated and failed, percent, seconds, rate over all of it."""
+        """Bytes planned, populated and failed, seconds, rate over all of it; percent of what can be read and is
+        planned, or, where experts come as they are asked for, of what the budget admits."""
         state = self._spans.state
         planned = int(self.nbytes[self.planned].sum())
         ready = int(self.nbytes[self.planned & (state == READY)].sum())
@@ -207,9 +212,12 @@ class Warmer:
             self.dense_seconds = time.monotonic() - self.started
         if self.finished_seconds == 0.0 and ready + failed >= planned:
             self.finished_seconds = time.monotonic() - self.started
+        here, whole = ready, planned - failed
+        if self._as_asked:
+            here, whole = int(self.nbytes[state == READY].sum()), min(self._admitted, int(self.nbytes.sum()) - failed)
         seconds = self.finished_seconds or time.monotonic() - self.started
         return {
             "scope": self.scope, "planned_bytes": planned, "ready_bytes": ready, "failed_bytes": failed,
-            "percent": 100.0 * ready / planned if planned else 100.0, "seconds": seconds,
+            "percent": min(100.0 * here / whole, 100.0) if whole > 0 else 100.0, "seconds": seconds,
             "rate": ready / seconds if seconds else 0.0, "dense_seconds": self.dense_seconds,
         }  # fmt: skip
