@@ -32,7 +32,8 @@ int hd_queue_error(hd_queue *q, int32_t span, uint64_t *file_offset);
 #include "placement.h"
 
 typedef struct hd_queue_options {
-    int32_t workers;           /* per node: 1 thread for all, or so many for demand and routed and as many for the rest */
+    int32_t workers;           /* per node: 1 thread for all, or so many for demand and routed, */
+    int32_t background;        /* and so many for the rest; 0: as many */
     int32_t nodes;             /* sets of workers; 1 without NUMA */
     const int32_t *node;       /* [n] whose workers read a span, NULL: all node 0 */
     const uint8_t *cpus;       /* [nodes][n_cpus] 1: the node's workers may run there, NULL: anywhere */

@@ -21,6 +21,7 @@ cdef extern from "populate_queue.h" nogil:
         HD_DEMAND, HD_ROUTED, HD_LOOKAHEAD, HD_CURSOR, HD_SWEEP, HD_CLASSES
     ctypedef struct hd_queue_options:
         int32_t workers
+        int32_t background
         int32_t nodes
         const int32_t *node
         const uint8_t *cpus

@@ -17,6 +17,7 @@ class PopulateQueue:
         self,
         spans: Spans,
         workers: int = 4,
+        background: int = 0,
         piece: int = ...,
         nice: int = 5,
         node: ArrayLike | None = None,

@@ -18,14 +18,14 @@ CLASSES = ("demand", "routed", "lookahead", "cursor", "sweep")
 
 
 cdef class PopulateQueue:
-    """workers: per node, one for all classes, or so many for demand and routed and as many for the rest, which have `nice`
-    less priority; piece: bytes read at once, at most 4 MiB.
+    """workers: per node, one for all classes, or so many for demand and routed and `background` (0: as many) for the
+    rest, which have `nice` less priority; piece: bytes read at once, at most 4 MiB.
 
     For several nodes: `node` int [n] tells whose workers read a span, `cpus` is a list of CPU sets and `memory` a list
     of kernel node numbers to allocate from, one each per node; or `interleave` names kernel nodes to spread over. Raises OSError when threads cannot be made.
     """
 
-    def __init__(self, Spans spans, int workers=4, uint64_t piece=4 << 20, int nice=5, node=None, cpus=None,
+    def __init__(self, Spans spans, int workers=4, int background=0, uint64_t piece=4 << 20, int nice=5, node=None, cpus=None,
                  memory=None, interleave=()):
         cdef hd_queue_options o
         cdef int32_t[::1] node_view, memory_view
@@ -33,7 +33,7 @@ cdef class PopulateQueue:
         cdef Mapping mapping = spans.mapping
         nodes = max(len(cpus or ()), len(memory or ()), 1)
         node_array = None
-        o.workers, o.nodes, o.piece, o.nice = workers, nodes, piece, nice
+        o.workers, o.background, o.nodes, o.piece, o.nice = workers, background, nodes, piece, nice
         o.node, o.cpus, o.memory, o.n_cpus = NULL, NULL, NULL, 0
         o.interleave = sum(1 << int(k) for k in set(interleave))
         if node is not None:

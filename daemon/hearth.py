@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 4096
 PIECE = 4 << 20  # bytes of one populate call
+WORKERS = 4  # populate threads for what is waited for: direct reads of single experts need that many in flight
+BACKGROUND = 2  # for the rest: blocks of 2 MiB keep a disk busy, and more would take processors from the kernels
 
 
 class Hearth:
@@ -51,7 +53,7 @@ class Hearth:
         self.numa = choose(config.numa, self.topology, self.threads, nbytes=self.model.nbytes, expert_bytes=smallest)
         self.spans = Spans(self.mapping, self.table.file, self.table.offset, self.table.nbytes, self.table.layer,
                            len(self.numa.teams))  # fmt: skip
-        self.queue = PopulateQueue(self.spans, workers=populate_workers(), piece=PIECE, nice=0,
+        self.queue = PopulateQueue(self.spans, workers=WORKERS, background=BACKGROUND, piece=PIECE, nice=0,
                                    **self.numa.queue_options(self.topology))  # fmt: skip
         free = {node.number: node.free for node in self.topology.nodes}
         placement = Placement(self.numa, self.table, self.mapping, self.spans, self.queue, config.mirror_budget, free)
@@ -257,8 +259,3 @@ class Hearth:
         if self.residency.placement is not None:
             self.residency.placement.close()
         self.mapping.close()
-
-
-def populate_workers() -> int:
-    """Enough to keep a disk busy, few enough to leave the processors to the kernels."""
-    return 4

@@ -51,7 +51,7 @@ struct hd_queue {
     const int32_t *file, *node;
     const uint64_t *offset;
     uint64_t piece;
-    int32_t nodes, n_workers, started, nice, layers, window, layer, closing;
+    int32_t nodes, n_workers, n_waited_for, started, nice, layers, window, layer, closing;
     uint32_t paused;
     pthread_mutex_t lock;
     pthread_cond_t work, done;

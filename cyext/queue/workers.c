@@ -170,7 +170,8 @@ hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t
     q->node = o->node;
     q->interleave = o->interleave;
     q->nodes = (int32_t)nodes;
-    q->n_workers = o->workers > 1 ? 2 * o->workers : 1;
+    q->n_waited_for = o->workers;
+    q->n_workers = o->workers > 1 ? o->workers + (o->background > 0 ? o->background : o->workers) : 1;
     q->piece = o->piece < PAGE ? PAGE : o->piece > 2 * HD_HUGE ? 2 * HD_HUGE : o->piece / PAGE * PAGE;
     q->nice = o->nice;
     q->layer = -1;
@@ -223,7 +224,8 @@ hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t
             error = ENOMEM;
     }
     for (int32_t i = 0; i < q->nodes * q->n_workers && !error; i++) {
-        q->workers[i] = (worker){.q = q, .node = i / q->n_workers, .waited_for = i % q->n_workers < q->n_workers / 2};
+        q->workers[i] = (worker){.q = q, .node = i / q->n_workers,
+                                 .waited_for = q->n_workers > 1 && i % q->n_workers < q->n_waited_for};
         error = pthread_create(&q->workers[i].thread, NULL, work, &q->workers[i]);
         if (!error) {
             char name[16] = "hd-populate";
