@@ -33,11 +33,12 @@ def parser() -> argparse.ArgumentParser:
     add("--experts", choices=["defer", "eager"], help="leave experts where they are until needed (default), or not")
     add("--warm", choices=["auto", "background", "before-ready", "off"], help="when to populate experts (auto)")
     add("--memory-budget", metavar="auto|SIZE|PERCENT", help="of model pages kept mapped (default: auto)")
-    add("--short-memory", choices=["auto", "arena", "mapping"], help="where experts lie if not all fit (auto: mapping)")
+    add("--short-memory", choices=["auto", "arena", "mapping"], help="where experts lie if RAM is short of them (auto: mapping)")
     add("--threads", type=int, metavar="N", help="compute threads (default: physical cores)")
     add("--context", type=int, metavar="N", help="tokens of one session (default: 4096)")
     add("--batch", type=int, metavar="N", help="tokens of a prompt per step (default: 512)")
     add("--sessions", type=int, metavar="N", help="answers in progress at a time (default: 4)")
+    add("--queue", type=int, metavar="N", help="requests that may wait for their turn (default: 64)")
     add("--numa", choices=["off", "interleave", "distribute", "mirror", "experts", "auto"],
         help="where weights lie on a machine with several nodes (default: off)")  # fmt: skip
     add("--mirror-budget", metavar="SIZE|PERCENT", help="of copies on each node for --numa mirror (default: 100%%)")

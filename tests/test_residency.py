@@ -116,15 +116,15 @@ async def test_every_combination_of_options_means_what_it_says(houses: Any, expe
     house = houses(experts=experts, warm=warm)
     async with trio.open_nursery() as nursery:
         await nursery.start(house.residency.run)
-        await house.until(house.residency.warmed)
-        await trio.sleep(0.15)
         everything = experts == "eager" or warm != "off"
+        await house.until(house.residency.warmed)
+        await house.until(lambda: house.residency.state == ("warm" if everything else "serving-cold"))
+        await house.until(lambda: house.residency.ledger.measured_at > 0)
         assert house.oracle(house.table.expert < 0) == LAYERS * MIB
         if everything:
             assert house.experts_here == LAYERS * 2 * MIB
         else:
             assert (house.spans.state[house.table.expert >= 0] != READY).all()
-        assert house.residency.state == ("warm" if everything else "serving-cold")
         nursery.cancel_scope.cancel()
     codes = {warning.code for warning in house.residency.warnings}
     assert ("eager-without-warm" in codes) == (experts == "eager" and warm == "off")
@@ -219,6 +219,8 @@ async def test_percent_and_state_agree_where_memory_is_tight(houses: Any, warm: 
             await trio.sleep(0.02)
         await house.until(lambda: look() == "warm")
         nursery.cancel_scope.cancel()
+    progress = house.residency.status()["warm"]
+    assert progress["seconds"] > progress["dense_seconds"] > 0
     assert {state for state, whole in seen if whole} == {"warm"} and ("warm", False) not in seen
 
 

@@ -13,8 +13,8 @@ def register(add: Add) -> None:
     warm = add("warm", "populate experts now, in the background", run_warm, json=True)
     warm.add_argument("--wait", action="store_true", help="until it is done, with its progress")
     defer = add("defer", "give experts' pages back", run_defer, json=True)
-    pin = add("pin", "lock spans into memory", run_pin, json=True)
-    pin.add_argument("--release", action="store_true", help="unlock them")
+    pin = add("pin", "warm experts and never give them back for others", run_pin, json=True)
+    pin.add_argument("--release", action="store_true", help="treat them like the others again")
     for command in (warm, defer, pin):
         command.add_argument("--layers", type=number_list, metavar="LIST", help="0,3,8-11 (default: all)")
         command.add_argument("--experts", type=number_list, metavar="LIST", help="0,3,8-11 (default: all)")

@@ -163,6 +163,7 @@ class Residency:
     async def _tick(self) -> None:
         while True:
             self._count()
+            warmed = self.warmed()
             self._update_state()
             unfinished = not self.warmer.done() or not self.warmer.fits(self.budget.bytes)
             if self._tokens_since_plan >= REPLAN_TOKENS and unfinished and not self._prefilling:
@@ -174,14 +175,17 @@ class Residency:
                 await trio.to_thread.run_sync(self._read_budget)
             if self.keeper.over(self.budget.bytes) > 0 or self.arena.taken() > 0:
                 await trio.to_thread.run_sync(self._make_room)
-            await self._pause(IDLE_TICK_SECONDS if self._idle() else TICK_SECONDS, TICK_SECONDS)
+            await self._pause(IDLE_TICK_SECONDS if self._idle(warmed) else TICK_SECONDS, TICK_SECONDS)
 
-    def _idle(self) -> bool:
-        """Nothing runs, and nothing is on its way into memory (or has been for a while, where not all can be)."""
+    def _idle(self, warmed: bool) -> bool:
+        """Nothing runs, and nothing is on its way into memory (or has been for a while, where not all can be).
+
+        warmed: when the state was decided; what has become warm since is to be told at the next tick.
+        """
         moving = self._prefilling or self._generating or self._warm_rate > 0
         moving = moving or any(row["waiting"] for row in self._queue.stats().values()) or self.arena.taken() > 0
         self._quiet = 0 if moving else self._quiet + 1
-        return self._quiet > (0 if self.warmed() else QUIET_TICKS)
+        return self._quiet > (0 if warmed else QUIET_TICKS)
 
     async def _pause(self, seconds: float, least: float) -> None:
         """Cut short, though not below `least`, when a request comes or somebody looks."""

@@ -156,6 +156,7 @@ class Warmer:
         """What is there is the plan: memory is full, and what was asked for since has taken the place of the rest."""
         self.planned = self._settled()
         self.planned[self.dense] = True
+        self.finished_seconds = self.finished_seconds or time.monotonic() - self.started
 
     def prefill(self, running: bool, tokens: int | None = None) -> None:
         """While a prompt is read, the cursor's window goes with it and the sweep waits."""
@@ -210,7 +211,7 @@ class Warmer:
         failed = int(self.nbytes[self.planned & (state == FAILED)].sum())
         if self.dense_seconds == 0.0 and self.dense_done():
             self.dense_seconds = time.monotonic() - self.started
-        if self.finished_seconds == 0.0 and ready + failed >= planned:
+        if self.finished_seconds == 0.0 and ready + failed >= planned and not self._as_asked:
             self.finished_seconds = time.monotonic() - self.started
         here, whole = ready, planned - failed
         if self._as_asked:
