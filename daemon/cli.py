@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     add("--experts", choices=["defer", "eager"], help="leave experts where they are until needed (default), or not")
     add("--warm", choices=["auto", "background", "before-ready", "off"], help="when to populate experts (auto)")
     add("--memory-budget", metavar="auto|SIZE|PERCENT", help="of model pages kept mapped (default: auto)")
-    add("--short-memory", choices=["auto", "arena", "mapping"], help="where experts lie if RAM is short of them (auto: mapping)")
+    add("--short-memory", choices=["auto", "arena", "mapping"],
+        help="where experts lie if not all fit in RAM (auto: mapping)")  # fmt: skip
     add("--threads", type=int, metavar="N", help="compute threads (default: physical cores)")
     add("--context", type=int, metavar="N", help="tokens of one session (default: 4096)")
     add("--batch", type=int, metavar="N", help="tokens of a prompt per step (default: 512)")

@@ -71,7 +71,7 @@ class Service:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(self._control.serve, self._operations.table())
                     await nursery.start(self._telemetry.run)
-                    nursery.start_soon(self._watch_signals)
+                    await nursery.start(self._watch_signals)  # who hears READY may send SIGTERM at once
                     nursery.start_soon(self._watchdog)
                     nursery.start_soon(self._live, task_status)
                     await self._stop_asked.wait()
@@ -206,8 +206,9 @@ class Service:
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
-    async def _watch_signals(self) -> None:
+    async def _watch_signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(*SIGNALS) as received:
+            task_status.started()
             async for number in received:
                 if self._stop_asked.is_set():
                     log.warning("second signal: leaving at once")

@@ -301,8 +301,9 @@ class Residency:
         else:
             self._enter("warm" if self._full() else "serving-cold")
         self._progress = self.warmer.progress()
-        if self.state == "warm":
-            self._progress["percent"] = 100.0  # workers and trimming move bytes while this is decided
+        if self.state == "warm":  # workers and trimming move bytes while this is decided
+            failed, planned = self._progress["failed_bytes"], self._progress["planned_bytes"]
+            self._progress["percent"] = 100.0 * (planned - failed) / planned if planned else 100.0
 
     def _full(self) -> bool:
         """Memory holds as much as the budget admits and nothing is being swept: what is missing of the plan has

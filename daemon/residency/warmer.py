@@ -203,8 +203,8 @@ class Warmer:
         return bool(self._settled()[self.planned].all())
 
     def progress(self) -> dict[str, Any]:
-        """Bytes planned, populated and failed, seconds, rate over all of it; percent of what can be read and is
-        planned, or, where experts come as they are asked for, of what the budget admits."""
+        """Bytes planned, populated and failed, seconds, rate over all of it; percent of what is planned, or, where
+        experts come as they are asked for, of what the budget admits."""
         state = self._spans.state
         planned = int(self.nbytes[self.planned].sum())
         ready = int(self.nbytes[self.planned & (state == READY)].sum())
@@ -213,9 +213,9 @@ class Warmer:
             self.dense_seconds = time.monotonic() - self.started
         if self.finished_seconds == 0.0 and ready + failed >= planned and not self._as_asked:
             self.finished_seconds = time.monotonic() - self.started
-        here, whole = ready, planned - failed
+        here, whole = ready, planned
         if self._as_asked:
-            here, whole = int(self.nbytes[state == READY].sum()), min(self._admitted, int(self.nbytes.sum()) - failed)
+            here, whole = int(self.nbytes[state == READY].sum()), min(self._admitted, int(self.nbytes.sum()))
         seconds = self.finished_seconds or time.monotonic() - self.started
         return {
             "scope": self.scope, "planned_bytes": planned, "ready_bytes": ready, "failed_bytes": failed,
