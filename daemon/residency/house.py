@@ -288,31 +288,29 @@ class Residency:
 
     def _update_state(self) -> None:
         self._say_failed()
-        progress = self.warmer.progress()
+        look = self.warmer.look()
+        progress = self.warmer.progress(look)
         if not self._said_dense and progress["dense_seconds"] and self.ledger.measured_at:
             self._said_dense = True
             self._say("dense", self.start_line())
         if self.warmer.scope == "nothing" or not self.warmer.dense_done():
             self._enter("serving-cold")
-        elif not self.warmer.done() and not self._full():
+        elif not progress["done"] and not self._full(look):
             self._enter("warming")
         elif self.warmer.planned.all() or self.warmer.scope.startswith(("all", "the ")):
             self._enter("warm")
         else:
-            self._enter("warm" if self._full() else "serving-cold")
-        self._progress = self.warmer.progress()
-        if self.state == "warm":  # workers and trimming move bytes while this is decided
-            failed, planned = self._progress["failed_bytes"], self._progress["planned_bytes"]
-            self._progress["percent"] = 100.0 * (planned - failed) / planned if planned else 100.0
+            self._enter("warm" if self._full(look) else "serving-cold")
+        self._progress = self.warmer.progress(look, full=self.state == "warm")
 
-    def _full(self) -> bool:
+    def _full(self, look: NDArray[np.uint8]) -> bool:
         """Memory holds as much as the budget admits and nothing is being swept: what is missing of the plan has
         made room for what was asked for since, and the plan is what is there."""
         if self.warmer.fits(self.budget.bytes) or self._queue.stats()["sweep"]["waiting"]:
             return False
         if self.keeper.over(self.budget.bytes) < -int(self.budget.bytes * 0.1):
             return False
-        self.warmer.settle()
+        self.warmer.settle(look)
         return True
 
     def _enter(self, state: str) -> None:

@@ -152,11 +152,16 @@ class Warmer:
         if not self.done():
             self.finished_seconds = 0.0
 
-    def settle(self) -> None:
-        """What is there is the plan: memory is full, and what was asked for since has taken the place of the rest."""
-        self.planned = self._settled()
+    def settle(self, state: NDArray[np.uint8]) -> None:
+        """What is there, by these states, is the plan: memory is full, and what was asked for since has taken the place
+        of the rest."""
+        self.planned = (state == READY) | (state == FAILED)
         self.planned[self.dense] = True
         self.finished_seconds = self.finished_seconds or time.monotonic() - self.started
+
+    def look(self) -> NDArray[np.uint8]:
+        """The spans' states at one moment: workers change them all the time."""
+        return np.array(self._spans.state)
 
     def prefill(self, running: bool, tokens: int | None = None) -> None:
         """While a prompt is read, the cursor's window goes with it and the sweep waits."""
@@ -202,10 +207,10 @@ class Warmer:
     def done(self) -> bool:
         return bool(self._settled()[self.planned].all())
 
-    def progress(self) -> dict[str, Any]:
+    def progress(self, state: NDArray[np.uint8] | None = None, full: bool = False) -> dict[str, Any]:
         """Bytes planned, populated and failed, seconds, rate over all of it; percent of what is planned, or, where
-        experts come as they are asked for, of what the budget admits."""
-        state = self._spans.state
+        experts come as they are asked for and memory is not full, of what the budget admits. What failed is missing."""
+        state = self.look() if state is None else state
         planned = int(self.nbytes[self.planned].sum())
         ready = int(self.nbytes[self.planned & (state == READY)].sum())
         failed = int(self.nbytes[self.planned & (state == FAILED)].sum())
@@ -214,11 +219,12 @@ class Warmer:
         if self.finished_seconds == 0.0 and ready + failed >= planned and not self._as_asked:
             self.finished_seconds = time.monotonic() - self.started
         here, whole = ready, planned
-        if self._as_asked:
+        if self._as_asked and not full:
             here, whole = int(self.nbytes[state == READY].sum()), min(self._admitted, int(self.nbytes.sum()))
         seconds = self.finished_seconds or time.monotonic() - self.started
         return {
             "scope": self.scope, "planned_bytes": planned, "ready_bytes": ready, "failed_bytes": failed,
             "percent": min(100.0 * here / whole, 100.0) if whole > 0 else 100.0, "seconds": seconds,
             "rate": ready / seconds if seconds else 0.0, "dense_seconds": self.dense_seconds,
+            "done": ready + failed >= planned,
         }  # fmt: skip
