@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 import zmq
 from hearthd.daemon import cli, config, ctl, endpoints, exit_codes, security
 
-from .conftest import daemons
+from .conftest import ROOT, daemons
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,14 @@ def test_settings_come_in_order(tmp_path: Path) -> None:
     file.write_text("threads = 'two'\n")
     with pytest.raises(config.ConfigError, match="threads"):
         config.load({}, file=str(file), environ={})
+
+
+def test_help_and_example_name_every_setting() -> None:
+    example = (ROOT / "systemd" / "example.toml").read_text()
+    shown = tomllib.loads(re.sub(r"(?m)^# (?=[a-z-]+ = )", "", example))
+    assert {key.replace("-", "_") for key in shown} == set(config.FIELDS)
+    flags = cli.parser().format_help()
+    assert all(f"--{name.replace('_', '-')} " in flags for name in set(config.FIELDS) - {"model"})
 
 
 def test_budgets() -> None:

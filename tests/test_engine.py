@@ -24,7 +24,8 @@ def test_logits_are_as_exact_as_eight_bit_activations_allow(tiny, isa):
     for name, fact in facts["models"].items():
         limit = max(1.5 * fact["llamacpp_median_position_nmse"], 1e-5)
         with Opened(folder / f"{name}.gguf", isa=isa) as engine:
-            for chunk in (None, 7, 1):
+            # Plain C is slow, and its kernels know two ways only: one token and many.
+            for chunk in (None, 1) if isa == "c" else (None, 7, 1):
                 logits, session = logits_of(engine, tokens, chunk)
                 assert nmse(logits, exact[name]) <= limit, (name, chunk)
             # Types of so few bits have near ties among random weights; the others must say the same tokens.

@@ -224,7 +224,11 @@ async def test_percent_and_state_agree_where_memory_is_tight(houses: Any, warm: 
     assert {state for state, whole in seen if whole} == {"warm"} and ("warm", False) not in seen
 
 
-async def test_pages_that_the_kernel_took_are_mapped_again_between_requests(houses: Any) -> None:
+async def test_pages_that_the_kernel_took_are_mapped_again_between_requests(
+    houses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REFRESH_SECONDS", "IDLE_REFRESH_SECONDS"):
+        monkeypatch.setattr(f"hearthd.daemon.residency.house.{name}", 0.1)
     house = houses()
     async with trio.open_nursery() as nursery:
         await nursery.start(house.residency.run)

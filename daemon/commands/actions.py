@@ -38,8 +38,14 @@ def _say(given: argparse.Namespace, data: dict[str, Any]) -> None:
     if given.json:
         print_json(data)
         return
-    parts = [f"{name} {size(value) if 'bytes' in name else value}" for name, value in data.items()]
+    parts = [f"{name} {_brief(name, value)}" for name, value in data.items()]
     print(", ".join(parts).replace("_", " "))
+
+
+def _brief(name: str, value: Any) -> str:
+    if "bytes" in name:
+        return size(value)
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def run_warm(given: argparse.Namespace) -> None:
