@@ -288,12 +288,13 @@ class Residency:
 
     def _update_state(self) -> None:
         self._say_failed()
+        dense_done = self.warmer.dense_done()  # before the look, which then has them
         look = self.warmer.look()
         progress = self.warmer.progress(look)
         if not self._said_dense and progress["dense_seconds"] and self.ledger.measured_at:
             self._said_dense = True
             self._say("dense", self.start_line())
-        if self.warmer.scope == "nothing" or not self.warmer.dense_done():
+        if self.warmer.scope == "nothing" or not dense_done:
             self._enter("serving-cold")
         elif not progress["done"] and not self._full(look):
             self._enter("warming")
