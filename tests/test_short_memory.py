@@ -120,14 +120,30 @@ def test_lookahead_reads_only_where_it_pays_and_says_why() -> None:
     def after(tokens: int, missed: int, **more: int) -> bool:
         for name, value in more.items():
             counts[name] = value
-        policy.decide(counts, missed, tokens, fits=False)
+        policy.decide(counts, missed, tokens, fits=False, seconds=float(tokens))
         return policy.reading
 
     assert not after(1, 10 * MIB) and "too few" in policy.reason
     assert after(10, 200 * MIB, guessed=1000, right=860, used=1000) and "86%" in policy.reason
     assert not after(20, 400 * MIB, guessed=2000, right=1000) and "come true" in policy.reason
-    assert not policy.decide(counts, 0, 20, fits=True) and "fits" in policy.reason
+    assert not policy.decide(counts, 0, 20, fits=True, seconds=20.0) and "fits" in policy.reason
     rest = Lookahead(expert_bytes=100 * MIB)
     for tokens in (1, 50):
-        rest.decide({**counts, "right": 1900}, 5 * MIB, tokens, fits=False)
+        rest.decide({**counts, "right": 1900}, 5 * MIB, tokens, fits=False, seconds=1.0)
     assert not rest.reading and "missing" in rest.reason
+
+
+@pytest.mark.parametrize(
+    ("with_it", "word"), [(0.05, "on: it saves 38%"), (0.1, "off: tried, a token took 25% longer")]
+)
+def test_reading_on_guesses_stays_on_only_where_a_trial_shows_that_it_pays(with_it: float, word: str) -> None:
+    policy = Lookahead(expert_bytes=100 * MIB)
+    counts = {"guessed": 1000, "right": 900, "used": 1000, "read_bytes": 0, "wasted_bytes": 0}
+    seconds, tried = 0.0, set()
+    for tokens in range(1, 200):
+        seconds += with_it if policy.reading else 0.08
+        policy.decide(counts, tokens * 20 * MIB, tokens, fits=False, seconds=seconds)
+        if "tried, with" in policy.reason:
+            tried.add(policy.reading)
+    assert tried == {True, False} and policy.reason.startswith(word)
+    assert policy.reading == word.startswith("on")

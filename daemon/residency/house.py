@@ -95,6 +95,7 @@ class Residency:
         used = self.heat.per_token / max(experts, 1)
         self.lookahead = Lookahead(used * float(self.keeper.nbytes[self.warmer.expert_ids].sum()))
         self._all_tokens = 0.0
+        self._said_lookahead = "off"
         self._said_budget = self.budget.bytes
         self._budget_read = time.monotonic()
         self._recorder: Any = None
@@ -249,8 +250,12 @@ class Residency:
             return
         queue = self._queue.stats()
         missed = sum(queue[name]["read"] for name in ("demand", "routed", "lookahead"))
-        if self.lookahead.decide(engine.lookahead, missed, self._all_tokens, self.warmer.fits(self.budget.bytes)):
+        fits, now = self.warmer.fits(self.budget.bytes), time.monotonic()
+        if self.lookahead.decide(engine.lookahead, missed, self._all_tokens, fits, now):
             engine.set_lookahead(self.lookahead.reading, EVERY)
+        state = self.lookahead.reason.partition(":")[0]
+        if state != self._said_lookahead:  # not every turn of a trial
+            self._said_lookahead = state
             self._say("lookahead", f"lookahead {self.lookahead.reason}")
 
     def _count(self) -> None:
