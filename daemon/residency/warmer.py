@@ -87,6 +87,7 @@ class Warmer:
     def begin(self, budget: int) -> None:
         """Dense spans now, at once. Cheap: called before anything else is ready."""
         self.started = time.monotonic()
+        self.dense_seconds = self.finished_seconds = 0.0  # whoever looked before saw nothing planned, and that done
         self._set_cover(budget)
         self._queue.submit(CURSOR, self._whole)
         self.planned[self.dense] = True
