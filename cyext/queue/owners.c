@@ -1,13 +1,6 @@
 /* Owns who reads what where pages have owners: a job is divided, and the other nodes' workers are handed their parts. */
 #include "state.h"
 
-int32_t hdq_node_of(const hd_queue *q, int32_t span) {
-    uint64_t end;
-    if (q->node) return q->node[span];
-    int32_t owner = hd_places_at(&q->places, q->file[span], q->offset[span], &end);
-    return owner < 0 ? 0 : owner;
-}
-
 /* Room for one more job; 0 when out of memory. */
 static int room_for(handed *h) {
     if (h->head == h->tail) h->head = h->tail = 0;

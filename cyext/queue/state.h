@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define PAGE ((uint64_t)4096)
 #define NOWHERE 255        /* class of a span that nobody has asked for */
@@ -86,9 +87,20 @@ struct hd_queue {
     int32_t elsewhere;             /* something was handed over: wake the others */
 };
 
-double hdq_now(void);                                             /* seconds, monotonic; needs no lock */
-void hdq_sleep_until(pthread_cond_t *cond, pthread_mutex_t *lock, double when);
+static inline double hdq_now(void) { /* seconds, monotonic; needs no lock */
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
 static inline uint8_t hdq_state(const hd_queue *q, int32_t span) { return atomic_load(&q->spans->state[span]); }
+
+/* Whose workers read a span. */
+static inline int32_t hdq_node_of(const hd_queue *q, int32_t span) {
+    uint64_t end;
+    if (q->node) return q->node[span];
+    int32_t owner = hd_places_at(&q->places, q->file[span], q->offset[span], &end);
+    return owner < 0 ? 0 : owner;
+}
 
 /* order.c */
 int hdq_enqueue(hd_queue *q, enum hd_class cls, int32_t span);
@@ -97,7 +109,6 @@ void hdq_leave(hd_queue *q, int32_t span);
 int hdq_take(hd_queue *q, int32_t node, enum hd_class cls, job *j);
 
 /* owners.c */
-int32_t hdq_node_of(const hd_queue *q, int32_t span);
 int hdq_find(hd_queue *q, int32_t node, enum hd_class cls, job *j);
 
 /* slots.c */

@@ -8,13 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
-double hdq_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
-void hdq_sleep_until(pthread_cond_t *cond, pthread_mutex_t *lock, double when) {
+static void sleep_until(pthread_cond_t *cond, pthread_mutex_t *lock, double when) {
     struct timespec t = {(time_t)when, (long)((when - floor(when)) * 1e9)};
     pthread_cond_timedwait(cond, lock, &t);
 }
@@ -125,7 +119,7 @@ static void *work(void *argument) {
         double when;
         if (!choose(q, w, &j, &when)) {
             if (when > 0)
-                hdq_sleep_until(&q->work, &q->lock, when);
+                sleep_until(&q->work, &q->lock, when);
             else
                 pthread_cond_wait(&q->work, &q->lock);
             continue;
@@ -291,7 +285,7 @@ int32_t hd_queue_wait_any(hd_queue *q, const int32_t *spans, int32_t n, const _A
         /* Again each time round: an eviction that was under way or a cancelled class may have dropped them. */
         for (int32_t i = 0; i < n; i++) any |= hdq_enqueue(q, HD_DEMAND, spans[i]);
         if (any) pthread_cond_broadcast(&q->work);
-        hdq_sleep_until(&q->done, &q->lock, hdq_now() + 0.02);
+        sleep_until(&q->done, &q->lock, hdq_now() + 0.02);
     }
     pthread_mutex_unlock(&q->lock);
     return found;
@@ -361,7 +355,7 @@ int hd_queue_drain(hd_queue *q, enum hd_class cls, double seconds) {
     int empty;
     while (!(empty = q->count[cls] == 0 && q->in_flight[cls] == 0 && (cls != HD_CURSOR || q->planned == 0)) &&
            !q->closing && hdq_now() < until)
-        hdq_sleep_until(&q->done, &q->lock, until);
+        sleep_until(&q->done, &q->lock, until);
     pthread_mutex_unlock(&q->lock);
     return empty;
 }
