@@ -21,8 +21,8 @@ GROUPS = ("answers", "reading", "actions", "offline", "bench", "demo")
 def parser() -> argparse.ArgumentParser:
     """All commands. Light: a command's own imports happen when it runs."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--control", metavar="ENDPOINT", default="", help="of the daemon (default: HEARTHD_CONTROL, "
-                        "else the one in the runtime directory)")  # fmt: skip
+    common.add_argument("--control", metavar="ENDPOINT", default="", help="of the daemon, or its name (default: "
+                        "HEARTHD_CONTROL, else the one in the runtime directory)")  # fmt: skip
     common.add_argument("--keys", metavar="FILE", default="", help="a client's .key_secret, for TCP endpoints")
     common.add_argument("--timeout", metavar="S", type=float, default=None, help="longest silence to wait for")
     made = argparse.ArgumentParser(prog="hearthctl", description="Talk to a hearthd, or look at a model without one.")

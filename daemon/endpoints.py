@@ -90,13 +90,15 @@ def telemetry_to_bind(given: str, control: str) -> str:
 def control_to_connect(given: str, environ: Mapping[str, str] = os.environ) -> str:
     """The control endpoint a client should talk to: as given, or the daemon of the usual place.
 
-    With several daemons in one directory the one named `default` is meant; with exactly one, that one.
+    A bare word is a daemon's name, if one of that name has its socket in a usual place. Nothing given: with several
+    daemons in one directory the one named `default` is meant; with exactly one, that one.
     """
-    if given or (given := environ.get("HEARTHD_CONTROL", "")):
-        return check(normal(given))
     places = [runtime_directory(environ)]
     if (system := Path("/run/hearthd")) not in places:
         places.append(system)
+    if given or (given := environ.get("HEARTHD_CONTROL", "")):
+        named = [place / f"{given}.control" for place in places if "/" not in given]
+        return check(normal(next((str(path) for path in named if path.exists()), given)))
     for place in places:
         usual = place / f"{DEFAULT_NAME}.control"
         found = sorted(place.glob("*.control"))

@@ -133,6 +133,8 @@ def test_endpoints(tmp_path: Path) -> None:
     (tmp_path / "second.control").touch()
     with pytest.raises(endpoints.EndpointError, match="only, second"):
         endpoints.control_to_connect("", environment)
+    assert endpoints.control_to_connect("second", environment) == f"ipc://{tmp_path}/second.control"
+    assert endpoints.control_to_connect("third", environment) == f"ipc://{Path.cwd()}/third"
     with pytest.raises(endpoints.EndpointError, match="107"):
         endpoints.check("ipc:///" + "a" * 120)
 

@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Watch a running hearthd: what is resident, how fast it answers, what it waits for.",
         epilog="Without --control: HEARTHD_CONTROL, then the usual sockets. Press ? for the keys.",
     )
-    parser.add_argument("--control", metavar="ENDPOINT", default="", help="the daemon's control endpoint, such as ipc:///run/...")
+    parser.add_argument("--control", metavar="ENDPOINT", default="", help="the daemon's control endpoint, or its name")
     parser.add_argument("--keys", metavar="FILE", default="", help="this client's .key_secret, for tcp:// endpoints")
     parser.add_argument("--picture", metavar="FILE", help="save one screen as SVG instead, and end")
     parser.add_argument("--size", metavar="CxR", default="120x40", help="columns and rows of the picture (120x40)")
