@@ -308,9 +308,11 @@ void hd_queue_pause(hd_queue *q, uint32_t classes) {
 
 void hd_queue_rate(hd_queue *q, double bytes_per_second) {
     pthread_mutex_lock(&q->lock);
-    q->rate = bytes_per_second;
-    q->next_background = 0;
-    pthread_cond_broadcast(&q->work);
+    if (q->rate != bytes_per_second) { /* told again, it must not let another piece through */
+        q->rate = bytes_per_second;
+        q->next_background = 0;
+        pthread_cond_broadcast(&q->work);
+    }
     pthread_mutex_unlock(&q->lock);
 }
 

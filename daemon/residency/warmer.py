@@ -20,6 +20,7 @@ WINDOW_LAYERS = 2  # how far the cursor runs ahead of the prefill
 LIKELY = 0.5  # chance of being used in this prefill from which on the cursor takes an expert along
 FILL = 0.97  # of the budget: what the sweep fills, so that a demand does not evict at once
 GENERATING_RATE = 0.35  # share of the best disk rate seen that the sweep may use beside running answers
+TIGHT_RATE = 1.0e6  # bytes per second
 FIRST_RATE = 1.0e9  # before a rate has been seen
 NEARLY_ALL = 0.9  # of the experts likely: then reading whole blocks wastes nothing
 EXACT, MOST, HALF, WHOLE = 2.0, 0.75, 0.5, 0.0  # see hd_populate's cover
@@ -190,9 +191,12 @@ class Warmer:
         self._queue.pause((SWEEP,))
 
     def brake(self, generating: bool) -> None:
-        """Beside running answers the sweep takes only a share of the disk."""
+        """Beside running answers the sweep takes only a share of the disk, and hardly any where memory is short: what
+        answers ask for is what should fill it."""
         if not generating or self.warm == "before-ready":
             self._queue.set_rate(0.0)
+        elif not self._roomy and self.warm == "auto" and self.experts == "defer":
+            self._queue.set_rate(TIGHT_RATE)
         else:
             self._queue.set_rate((self.best_rate or FIRST_RATE) * GENERATING_RATE)
 
