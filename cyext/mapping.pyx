@@ -24,23 +24,22 @@ ctypedef int (*count_t)(const hd_mapping *m, int64_t n, const int32_t *file, con
                         uint64_t *out) noexcept nogil
 
 
-cdef _bytes(Mapping mapping, count_t count, where, file, offset, nbytes):
-    """What one of the kernel's books says of each range: uint64 [n]."""
+cdef _bytes(Mapping mapping, count_t count, where, file, offset, nbytes, columns=1):
+    """What one of the kernel's books says of each range: uint64 [n], or [n, columns] for several numbers of each."""
     file, offset, nbytes = _ranges(file, offset, nbytes)
     cdef const int32_t[::1] f = file
     cdef const uint64_t[::1] o = offset, b = nbytes
-    out = np.zeros(len(offset), dtype=np.uint64)
+    out = np.zeros(len(offset) * columns, dtype=np.uint64)
     cdef uint64_t[::1] r = out
     cdef int64_t n = len(offset)
-    cdef int error
+    cdef int error = 0
     cdef hd_mapping *m = mapping.get()
-    if n == 0:
-        return out
-    with nogil:
-        error = count(m, n, &f[0], &o[0], &b[0], &r[0])
+    if n:
+        with nogil:
+            error = count(m, n, &f[0], &o[0], &b[0], &r[0])
     if error:
         raise OSError(error, os.strerror(error), where)
-    return out
+    return out if columns == 1 else out.reshape(-1, columns)
 
 
 cdef class Mapping:
@@ -159,21 +158,7 @@ cdef class Mapping:
 
         OSError ENOSYS: kernel before 6.5; EPERM: not our file.
         """
-        file, offset, nbytes = _ranges(file, offset, nbytes)
-        cdef const int32_t[::1] f = file
-        cdef const uint64_t[::1] o = offset, b = nbytes
-        out = np.zeros((len(offset), 2), dtype=np.uint64)
-        cdef uint64_t[:, ::1] r = out
-        cdef int64_t n = len(offset)
-        cdef int error
-        cdef hd_mapping *m = self.get()
-        if n == 0:
-            return out
-        with nogil:
-            error = hd_cachestat(m, n, &f[0], &o[0], &b[0], &r[0, 0])
-        if error:
-            raise OSError(error, os.strerror(error), "cachestat")
-        return out
+        return _bytes(self, hd_cachestat, "cachestat", file, offset, nbytes, 2)
 
     def mapped(self, file, offset, nbytes):
         """Bytes of each range in this process's page table, by /proc/self/pagemap: uint64 [n]. Cheapest when sorted."""

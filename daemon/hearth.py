@@ -209,7 +209,7 @@ class Hearth:
     async def experts(self, layer: int | None) -> dict[str, Any]:
         """Per layer with experts: how often each was routed to since the start, its heat, how much is resident; per
         tensor how many experts were used at all, and in a step on the average, of how many."""
-        data = dict(await self.residency.experts(layer))
+        data = dict(self.residency.experts(layer))
         for row in data["layers"]:
             row.update(self._usage(row["layer"]))
         return data
@@ -228,13 +228,13 @@ class Hearth:
         return {"counts": counts.tolist(), "steps": steps, "tensors": tensors}
 
     async def warm(self, select: protocol.Selection, *, wait: bool, progress: Any) -> dict[str, Any]:
-        return dict(await self.residency.warm(select, wait=wait, progress=progress))
+        return dict(await self.residency.orders.warm(select, wait=wait, progress=progress))
 
     async def defer(self, select: protocol.Selection) -> dict[str, Any]:
-        return dict(await self.residency.defer(select))
+        return dict(await self.residency.orders.defer(select))
 
     async def pin(self, select: protocol.Selection, *, release: bool) -> dict[str, Any]:
-        return dict(await self.residency.pin(select, release=release))
+        return dict(await self.residency.orders.pin(select, release=release))
 
     def plan(self) -> dict[str, Any]:
         """What the budget admits and what each option would do. Blocks for a moment."""

@@ -253,12 +253,12 @@ async def test_warm_defer_and_pin_by_selection(houses: Any) -> None:
         await nursery.start(house.residency.run)
         await house.until(house.residency.warmed)
         steps: list[tuple[int, int]] = []
-        result = await house.residency.warm(
+        result = await house.residency.orders.warm(
             protocol.Selection(layers=[1, 2], experts=[3]), wait=True, progress=lambda a, b, _: steps.append((a, b))
         )
         assert (result["spans"], result["failed"]) == (2, 0) and steps[-1] == (2 * EXPERT_BYTES, 2 * EXPERT_BYTES)
-        await house.residency.pin(protocol.Selection(layers=[1], experts=[3]))
-        freed = await house.residency.defer(protocol.Selection())
+        await house.residency.orders.pin(protocol.Selection(layers=[1], experts=[3]))
+        freed = await house.residency.orders.defer(protocol.Selection())
         nursery.cancel_scope.cancel()
     ready = np.flatnonzero((house.spans.state == READY) & (house.table.expert >= 0))
     assert house.table.layer[ready].tolist() == [1] and freed["freed_bytes"] >= EXPERT_BYTES

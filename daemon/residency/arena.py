@@ -35,6 +35,7 @@ class Arena:
         self._queue, self._spans = queue, spans
         self.reason = reason
         self.in_use = False
+        self.passing = False  # what comes into it moves on into the mapping
         self._limit = 0
         self._nbytes = np.asarray(spans.nbytes, dtype=np.int64)
 
@@ -95,6 +96,7 @@ class ColdReads(Arena):
             self.reason = "the model leaves no memory to read experts apart from the page cache"
         elif self._make(ids, size):
             queue.direct(SINGLE)
+            self.passing = True
         self.moved_bytes = 0
         self._unreadable = np.zeros(len(self._nbytes), dtype=bool)
 

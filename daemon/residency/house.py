@@ -11,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import trio
-from hearthd.cyext.populate_queue import SWEEP
-from hearthd.cyext.spans import FAILED, READY
+from hearthd.cyext.spans import FAILED
 from numpy.typing import NDArray
 
 from .. import protocol
+from . import tables
 from .arena import Arena, choose_arena
 from .audit import LOCK_SHARE, audit, census
 from .budget import Budgeter
@@ -26,6 +25,7 @@ from .heat import Heat, heat_path
 from .keeper import Keeper
 from .ledger import Ledger
 from .lookahead import EVERY, Lookahead
+from .orders import Orders
 from .placement import Placement
 from .selection import select_spans
 from .text import gib
@@ -56,7 +56,7 @@ class Residency:
     def __init__(self, model: Any, table: Any, mapping: Any, spans: Any, queue: Any, engine: Any, options: Any,
                  budgeter: Budgeter | None = None, placement: Placement | None = None) -> None:  # fmt: skip
         self.placement = placement
-        self._model, self._table, self._mapping, self._spans, self._queue = model, table, mapping, spans, queue
+        self._model, self._table, self._spans, self._queue = model, table, spans, queue
         self._engine: Any = None
         self._options = options
         layers = int(np.max(table.layer, initial=-1)) + 1
@@ -102,6 +102,10 @@ class Residency:
         self._wake = trio.Event()
         self._watched = 0.0
         self._quiet = 0
+        self.orders = Orders(
+            spans, queue, self.warmer, self.keeper, lambda select: select_spans(select, table, self.heat.counts),
+            lambda: self.budget.bytes, self._wake_up,
+        )  # fmt: skip
         if engine is not None:
             self.attach(engine)
 
@@ -133,9 +137,9 @@ class Residency:
                 budget=self.budget.bytes,
                 dense=int(self.keeper.nbytes[self.warmer.dense].sum()),
             )  # fmt: skip
-            if self.arena.use == "arena":
+            if self.arena.in_use and not self.arena.passing:
                 self._say("arena", self.arena.line())
-            self.warmer.apart = self.arena.in_use and self.arena.use != "arena"
+            self.warmer.apart = self.arena.passing
             self.warmer.begin(self.budget.bytes)
             self._enter("serving-cold")
 
@@ -153,7 +157,7 @@ class Residency:
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._refresh)
                 nursery.start_soon(self._save_heat)
-                if self.arena.in_use:
+                if self.arena.passing:
                     nursery.start_soon(self._bring_home)
                 if self.placement is not None and len(self.placement.choice.teams) > 1:
                     nursery.start_soon(self._follow_placement)
@@ -213,13 +217,17 @@ class Residency:
         moved = self.budgeter.brake(
             self._budget_read, int(ledger.evicted_recently.sum()), int(ledger.resident.sum())
         )
-        self.budget = self.budgeter.read(int(ledger.mapped[ledger.locked].sum()) + self.arena.taken())
+        self._look_at_limits()
         if moved:
             self._said_budget = self.budget.bytes
             self._say_soon("budget", f"the budget is {gib(self.budget.bytes)} now ({self.budget.reason}, "
                            f"{gib(self.budget.held_back)} held back)",
                            "warning" if self.budget.held_back else "info")  # fmt: skip
         self._say_budget()
+
+    def _look_at_limits(self) -> None:
+        locked = int(self.ledger.mapped[self.ledger.locked].sum())
+        self.budget = self.budgeter.read(locked + self.arena.taken())
 
     def _looked_at(self) -> bool:
         return time.monotonic() - self._watched < WATCHED_SECONDS
@@ -228,8 +236,7 @@ class Residency:
         """Down to the budget, the coldest first; what the arena frees goes back; who goes next. Blocks."""
         if self.arena.taken() > 0:
             # The kernel cannot take these pages back, so a limit that falls must be followed at once.
-            locked = int(self.ledger.mapped[self.ledger.locked].sum())
-            self.budget = self.budgeter.read(locked + self.arena.taken())
+            self._look_at_limits()
             self._say_budget()
         self.keeper.trim(self.budget.bytes, self.heat.counts)
         self.arena.follow(self.expert_room(), self.budget.bytes, self.keeper, self.heat.counts)
@@ -522,115 +529,12 @@ class Residency:
             how = f"warming {self.warmer.scope}"
         return ", ".join(parts) + f", {how} (budget {gib(self.budget.bytes)})"
 
-    # -- operations --------------------------------------------------------------------------------------------------
-
-    def _select(self, select: protocol.Selection) -> NDArray[np.int32]:
-        return select_spans(select, self._table, self.heat.counts)
-
-    async def warm(self, select: protocol.Selection, *, wait: bool = False,
-                   progress: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:  # fmt: skip
-        """Populate a selection in the background, hottest first; `wait` until it is there; progress in bytes."""
-        ids = self._select(select)
-        self.warmer.left_alone[ids] = False
-        order = self.warmer.by_heat()
-        order = np.concatenate((ids[self.warmer.expert[ids] < 0], order[np.isin(order, ids)])).astype(np.int32)
-        room = max(self.budget.bytes - int(self.keeper.nbytes[self._spans.state == READY].sum()), 0)
-        missing = order[self._spans.state[order] != READY]
-        admitted = missing[np.cumsum(self.keeper.nbytes[missing]) <= room]
-        self.warmer.asked[admitted] = True
-        self.warmer.planned[admitted] = True
-        self._queue.submit(SWEEP, admitted)
-        self._wake_up()
-        total = int(self.keeper.nbytes[admitted].sum())
-        started = trio.current_time()
-        while wait:
-            state = self._spans.state[admitted]
-            done = int(self.keeper.nbytes[admitted][(state == READY) | (state == FAILED)].sum())
-            if progress is not None:
-                progress(done, total, "bytes")
-            if done >= total:
-                break
-            await trio.sleep(0.1)
-        failed = int((self._spans.state[admitted] == FAILED).sum())
-        return {
-            "spans": len(ids), "bytes": int(self.keeper.nbytes[ids].sum()), "queued": len(admitted),
-            "queued_bytes": total, "over_budget": len(missing) - len(admitted), "failed": failed,
-            "seconds": trio.current_time() - started,
-        }  # fmt: skip
-
-    async def defer(self, select: protocol.Selection) -> dict[str, Any]:
-        """Give a selection back and do not warm it again until it is asked for or warmed by name. Measured bytes."""
-        ids = self._select(select)
-        ids = ids[~self.keeper.pinned[ids]]
-        dense = ids[self.warmer.expert[ids] < 0]
-        self.warmer.left_alone[ids] = True
-        self.warmer.asked[ids] = False
-        await trio.to_thread.run_sync(self._unlock, dense)
-        self._queue.cancel(SWEEP)
-        freed = await trio.to_thread.run_sync(self.keeper.clear, ids)
-        self.warmer.plan(self.budget.bytes)
-        self._wake_up()
-        return {"spans": len(ids), "bytes": int(self.keeper.nbytes[ids].sum()), "freed_bytes": freed}
-
-    def _unlock(self, ids: NDArray[np.int32]) -> None:
-        for begin, end, members in self.keeper._runs(ids[self.ledger.locked[ids]]):
-            self._mapping.unlock(int(self.keeper.file[members[0]]), begin, end - begin)
-            self.ledger.locked[members] = False
-
-    async def pin(self, select: protocol.Selection, *, release: bool = False) -> dict[str, Any]:
-        """Pinned spans are warmed and never given back for others; up to the budget."""
-        ids = self._select(select)
-        if release:
-            self.keeper.pinned[ids] = False
-            return {"spans": len(ids), "pinned": int(self.keeper.pinned.sum())}
-        room = int(self.budget.bytes * LOCK_SHARE) - int(self.keeper.nbytes[self.keeper.pinned].sum())
-        fresh = ids[~self.keeper.pinned[ids]]
-        fresh = fresh[np.cumsum(self.keeper.nbytes[fresh]) <= room]
-        self.keeper.pinned[fresh] = True
-        result = await self.warm(select)
-        return result | {"pinned": int(self.keeper.pinned.sum()), "pinned_bytes":
-                         int(self.keeper.nbytes[self.keeper.pinned].sum())}  # fmt: skip
-
     async def residency_by(self, by: str) -> dict[str, Any]:
         """Rows by role, layer, node or tensor, measured now."""
         async with self._asleep:
             await trio.to_thread.run_sync(self._measure)
-            return await trio.to_thread.run_sync(self._rows_by, by)
+            return await trio.to_thread.run_sync(tables.rows_by, by, self.ledger, self._table, self.placement)
 
-    def _rows_by(self, by: str) -> dict[str, Any]:
-        ledger = self.ledger
-        if by == "node" and self.placement is not None:
-            return {"by": by, "rows": self.placement.by_node(), "unknown_reason": ledger.unknown_reason}
-        keys: NDArray[Any]
-        name: Callable[[Any], str]
-        if by == "layer":
-            keys, name = ledger.layer, str
-        elif by == "tensor":
-            names = self._table.names
-            keys, name = np.asarray(self._table.tensor), lambda key: str(names[key])
-        else:
-            rows = [msgspec.to_builtins(row) for row in ledger.rows()]
-            return {"by": by, "rows": rows, "unknown_reason": ledger.unknown_reason}
-        rows = []
-        for key in np.unique(keys).tolist():
-            for role, chosen in (("dense", ledger.expert < 0), ("expert", ledger.expert >= 0)):
-                mask = (keys == key) & chosen
-                if mask.any():
-                    rows.append(msgspec.to_builtins(ledger.row(mask, 0, role)) | {by: name(key)})
-        return {"by": by, "rows": rows, "unknown_reason": ledger.unknown_reason}
-
-    async def experts(self, layer: int | None) -> dict[str, Any]:
-        """Per layer: heat of each expert (share of the layer's choices), what is resident, effective number."""
-        lines = self.ledger.expert_lines(*self.heat.counts.shape)
-        effective = self.heat.effective()
-        total = self.heat.counts.sum(axis=1)
-        chosen = range(len(lines)) if layer is None else [layer] if 0 <= layer < len(lines) else []
-        used, reason = self.heat.verdict()
-        return {
-            "used": used, "reason": reason,
-            "layers": [
-                {"layer": i, "resident": lines[i], "effective": round(float(effective[i]), 2),
-                 "heat": [round(float(c / total[i]), 5) if total[i] else 0.0 for c in self.heat.counts[i]]}
-                for i in chosen
-            ],
-        }  # fmt: skip
+    def experts(self, layer: int | None) -> dict[str, Any]:
+        """Per layer, or for one: heat of each expert, what is resident, effective number."""
+        return tables.experts(layer, self.ledger, self.heat)

@@ -89,6 +89,12 @@ class Keeper:
             total += end - begin
         return total
 
+    def unlock(self, ids: NDArray[np.int32]) -> None:
+        """Undo lock_dense for these spans. Blocks."""
+        for begin, end, members in self._runs(ids[self._ledger.locked[ids]]):
+            self._mapping.unlock(int(self.file[members[0]]), begin, end - begin)
+            self._ledger.locked[members] = False
+
     # -- decay -------------------------------------------------------------------------------------------------------
 
     def about_to_look(self) -> None:

@@ -1,0 +1,89 @@
+"""What an operator orders by name: warm, defer and pin a selection of spans, whatever the plan says.
+
+Owns the bookkeeping of such orders against plan and budget. Reads and evicts nothing itself: queue and keeper do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import trio
+from hearthd.cyext.populate_queue import SWEEP
+from hearthd.cyext.spans import FAILED, READY
+from numpy.typing import NDArray
+
+from .. import protocol
+from .audit import LOCK_SHARE
+from .keeper import Keeper
+from .warmer import Warmer
+
+
+class Orders:
+    """select: ids that a selection means; budget: its bytes now; wake: something is on its way."""
+
+    def __init__(self, spans: Any, queue: Any, warmer: Warmer, keeper: Keeper,
+                 select: Callable[[protocol.Selection], NDArray[np.int32]], budget: Callable[[], int],
+                 wake: Callable[[], None]) -> None:  # fmt: skip
+        self._spans, self._queue, self._warmer, self._keeper = spans, queue, warmer, keeper
+        self._select, self._budget, self._wake = select, budget, wake
+
+    async def warm(self, select: protocol.Selection, *, wait: bool = False,
+                   progress: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:  # fmt: skip
+        """Populate a selection in the background, hottest first; `wait` until it is there; progress in bytes."""
+        ids = self._select(select)
+        self._warmer.left_alone[ids] = False
+        order = self._warmer.by_heat()
+        order = np.concatenate((ids[self._warmer.expert[ids] < 0], order[np.isin(order, ids)])).astype(np.int32)
+        room = max(self._budget() - int(self._keeper.nbytes[self._spans.state == READY].sum()), 0)
+        missing = order[self._spans.state[order] != READY]
+        admitted = missing[np.cumsum(self._keeper.nbytes[missing]) <= room]
+        self._warmer.asked[admitted] = True
+        self._warmer.planned[admitted] = True
+        self._queue.submit(SWEEP, admitted)
+        self._wake()
+        total = int(self._keeper.nbytes[admitted].sum())
+        started = trio.current_time()
+        while wait:
+            state = self._spans.state[admitted]
+            done = int(self._keeper.nbytes[admitted][(state == READY) | (state == FAILED)].sum())
+            if progress is not None:
+                progress(done, total, "bytes")
+            if done >= total:
+                break
+            await trio.sleep(0.1)
+        failed = int((self._spans.state[admitted] == FAILED).sum())
+        return {
+            "spans": len(ids), "bytes": int(self._keeper.nbytes[ids].sum()), "queued": len(admitted),
+            "queued_bytes": total, "over_budget": len(missing) - len(admitted), "failed": failed,
+            "seconds": trio.current_time() - started,
+        }  # fmt: skip
+
+    async def defer(self, select: protocol.Selection) -> dict[str, Any]:
+        """Give a selection back and do not warm it again until it is asked for or warmed by name. Measured bytes."""
+        ids = self._select(select)
+        ids = ids[~self._keeper.pinned[ids]]
+        dense = ids[self._warmer.expert[ids] < 0]
+        self._warmer.left_alone[ids] = True
+        self._warmer.asked[ids] = False
+        await trio.to_thread.run_sync(self._keeper.unlock, dense)
+        self._queue.cancel(SWEEP)
+        freed = await trio.to_thread.run_sync(self._keeper.clear, ids)
+        self._warmer.plan(self._budget())
+        self._wake()
+        return {"spans": len(ids), "bytes": int(self._keeper.nbytes[ids].sum()), "freed_bytes": freed}
+
+    async def pin(self, select: protocol.Selection, *, release: bool = False) -> dict[str, Any]:
+        """Pinned spans are warmed and never given back for others; up to the budget."""
+        ids = self._select(select)
+        if release:
+            self._keeper.pinned[ids] = False
+            return {"spans": len(ids), "pinned": int(self._keeper.pinned.sum())}
+        room = int(self._budget() * LOCK_SHARE) - int(self._keeper.nbytes[self._keeper.pinned].sum())
+        fresh = ids[~self._keeper.pinned[ids]]
+        fresh = fresh[np.cumsum(self._keeper.nbytes[fresh]) <= room]
+        self._keeper.pinned[fresh] = True
+        result = await self.warm(select)
+        return result | {"pinned": int(self._keeper.pinned.sum()), "pinned_bytes":
+                         int(self._keeper.nbytes[self._keeper.pinned].sum())}  # fmt: skip
