@@ -264,6 +264,8 @@ void hd_queue_free(hd_queue *q) {
     free(q->error_at);
     free(q->error_time);
     free(q->workers);
+    hd_arena_free(q->arena);
+    free(q->victim);
     free(q->cpus);
     free(q->memory);
     pthread_cond_destroy(&q->work);
