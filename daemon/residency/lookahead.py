@@ -38,15 +38,13 @@ class Trial:
         self._last: tuple[float, float] | None = None
 
     def step(self, now: float, tokens: float) -> None:
-        """now: seconds; tokens: since the start. Moves to the next turn, the verdict, or a new trial when it is due."""
+        """now: seconds; tokens: since the start. Moves to the next turn, or to the verdict."""
         last, self._last = self._last, (now, tokens)
         if last is None or now - last[0] > PAUSE_SECONDS:
             return
         seconds, made = now - last[0], tokens - last[1]
         if self.gain is not None:
             self._since += made
-            if self._since >= KEPT_TOKENS:
-                self.__dict__.update(Trial().__dict__)
             return
         if not self._fresh:  # what came first in a turn began in the one before
             self._time[self.reading] += seconds
@@ -60,6 +58,10 @@ class Trial:
             each = {way: self._time[way] / self._tokens[way] for way in (True, False)}
             self.gain = 1.0 - each[True] / each[False] if each[False] else 0.0
             self.reading = self.gain >= LEAST_GAIN
+
+    def old(self) -> bool:
+        """Its verdict was made too long ago."""
+        return self._since >= KEPT_TOKENS
 
 
 class Lookahead:
@@ -102,6 +104,8 @@ class Lookahead:
         elif missing < LEAST_MISSING:
             self.reading, self.reason = False, f"off: only {missing:.1%} of a token's expert bytes are missing"
         else:
+            if self._trial.old():
+                self._trial = Trial()
             self._trial.step(seconds, tokens)
             self.reading, gain = self._trial.reading, self._trial.gain
             why = f"{missing:.0%} of a token's experts are missing, {self.precision:.0%} of guesses right"
@@ -110,7 +114,7 @@ class Lookahead:
             elif self.reading:
                 self.reason = f"on: it saves {gain:.0%} of a token's time ({why})"
             else:
-                self.reason = f"off: tried, a token took {-gain:.0%} longer with it ({why})"
+                self.reason = f"off: tried, a token took {1 - gain:.0%} of its time with it ({why})"
         return self.reading != before
 
     def status(self, counts: dict[str, Any]) -> dict[str, Any]:
