@@ -232,6 +232,7 @@ class Stats(Struct, tag_field="topic", tag="stats", kw_only=True):
     time: float = 0.0  # Unix time
     state: str = "mapped"  # mapped, serving-cold, warming, warm, stopping
     warm_percent: float = 0.0
+    state_note: str = ""  # what the state alone does not tell, such as bytes that an operator's `defer` keeps cold
     warm_bytes: int = 0
     warm_rate: float = 0.0  # bytes per second, now
     prompt_rate: float = 0.0  # tokens per second over the last second; 0 when none
@@ -256,6 +257,12 @@ class Stats(Struct, tag_field="topic", tag="stats", kw_only=True):
     layer: int = -1  # where the running step is
     private_bytes: int = 0
     cpu_percent: float = 0.0
+
+    def state_line(self) -> str:
+        """`warming 35 %`, `serving-cold 35 %: 3.65 GiB deferred by order`, `warm`; never 100 % of less than all."""
+        told = self.state == "warming" or (self.state_note and self.state in ("serving-cold", "warm"))
+        line = self.state + (f" {int(self.warm_percent)} %" if told else "")
+        return f"{line}: {self.state_note}" if self.state_note else line
 
 
 class ResidencyNow(Struct, tag_field="topic", tag="residency", kw_only=True):
@@ -312,7 +319,7 @@ class StatusData(Struct, kw_only=True):
     warnings: list[Warning_] = []
     stats: Stats = msgspec.field(default_factory=Stats)
     residency: ResidencyNow = msgspec.field(default_factory=ResidencyNow)
-    warm: dict[str, Any] = {}  # planned, done and failed bytes, seconds, rate
+    warm: dict[str, Any] = {}  # bytes planned, done, failed and deferred by order; seconds, rate
     budget: dict[str, Any] = {}  # bytes, reason, held_back by the brakes, pressure
     arena: dict[str, Any] = {}  # in_use: arena or mapping, and why; bytes
     lookahead: dict[str, Any] = {}  # reading, reason, recall, precision, bytes read on guesses and wasted

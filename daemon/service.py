@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STATE_FIELDS = ("state", "warm_percent", "state_note")
 
 
 class Service:
@@ -142,9 +143,7 @@ class Service:
         if residency is None or self._telemetry.state == "stopping":
             return self._telemetry.state
         stats = residency.stats()
-        if stats["state"] == "warming":
-            return f"warming {stats['warm_percent']:.0f} %"
-        return str(stats["state"])
+        return protocol.Stats(**{name: stats[name] for name in STATE_FIELDS}).state_line()
 
     async def _report(self) -> None:
         while True:

@@ -15,6 +15,7 @@ from hearthd.daemon.protocol import ResidencyNow
 from hearthd.tui import marks, units
 from hearthd.tui.app import HearthTop, main
 from hearthd.tui.collector import Collector, Curve, History
+from hearthd.tui.header import headlines
 from hearthd.tui.link import Link
 from textual.pilot import Pilot
 
@@ -90,6 +91,16 @@ def test_screen_paused(snap_compare, size) -> None:
 
 def test_screen_unknown(snap_compare) -> None:
     assert snap_compare(frozen(Scenario(unknown=True), 12.0), terminal_size=SMALL)
+
+
+def test_what_the_state_does_not_tell_stands_beside_it() -> None:
+    scenario = Scenario()
+    stats = scenario.stats(200.0)
+    stats.state, stats.warm_percent, stats.state_note = "serving-cold", 62.9, "3.65 GiB deferred by order"
+    collector = Collector("ipc:///x", BIRTH)
+    collector.take_stats(stats, BIRTH + 200)
+    line = headlines(collector.snapshot(BIRTH + 200), 100, None).plain.splitlines()[1]
+    assert "● serving-cold 62 %" in line and line.endswith(stats.state_note) and len(line) == 100
 
 
 def test_screen_small_model_warm(snap_compare) -> None:

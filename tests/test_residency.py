@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import trio
 from hearthd.cyext.mapping import Mapping
-from hearthd.cyext.populate_queue import PopulateQueue
+from hearthd.cyext.populate_queue import SWEEP, PopulateQueue
 from hearthd.cyext.spans import READY, Spans
 from hearthd.daemon import protocol
 from hearthd.daemon.residency import Residency
@@ -262,6 +263,60 @@ async def test_warm_defer_and_pin_by_selection(houses: Any) -> None:
         nursery.cancel_scope.cancel()
     ready = np.flatnonzero((house.spans.state == READY) & (house.table.expert >= 0))
     assert house.table.layer[ready].tolist() == [1] and freed["freed_bytes"] >= EXPERT_BYTES
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"experts": "eager"}, {"warm": "background", "budget": 10 * MIB}, {"warm": "off"}]
+)
+async def test_what_an_operator_deferred_is_not_called_warm(houses: Any, options: dict[str, Any]) -> None:
+    house = houses(**options)
+    residency = house.residency
+    async with trio.open_nursery() as nursery:
+        await nursery.start(residency.run)
+        await house.until(lambda: residency.state == ("serving-cold" if options.get("warm") == "off" else "warm"))
+        before = len(house.events)
+        await residency.orders.defer(protocol.Selection())
+        for _ in range(20):  # at once, and from then on
+            stats = protocol.Stats(**residency.stats())
+            assert stats.state == residency.state == "serving-cold" and stats.warm_percent < 100
+            await trio.sleep(0.01)
+        if options.get("warm") == "off":
+            assert stats.state_line() == "serving-cold"
+        else:
+            told = [event for event in house.events[before:] if event.code == "state"]
+            assert [event.state for event in told] == ["serving-cold"] and stats.state_note in told[0].message
+            assert stats.state_note.endswith("MiB deferred by order")
+            assert stats.state_line() == f"serving-cold {int(stats.warm_percent)} %: {stats.state_note}"
+        assert (house.spans.state[house.table.expert >= 0] != READY).all()
+        half = EXPERTS // 2
+        for select in (protocol.Selection(experts=range(half)), protocol.Selection(experts=range(half, EXPERTS))):
+            assert residency.state == "serving-cold"
+            house.queue.pause((SWEEP,))
+            async with trio.open_nursery() as warming:
+                warming.start_soon(partial(residency.orders.warm, select, wait=True))
+                await house.until(lambda: residency.state == "warming")
+                house.queue.resume()
+        assert residency.state == "warm" and residency.stats()["state_note"] == ""
+        if "budget" not in options:
+            assert residency.stats()["warm_percent"] == 100
+        states = [event.state for event in house.events[before:] if event.code == "state"]
+        assert states[-4:] == ["warming", "serving-cold", "warming", "warm"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_deferred_dense_spans_stay_away_until_they_are_asked_for(houses: Any) -> None:
+    house = houses()
+    dense = house.table.expert < 0
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.residency.run)
+        await house.until(lambda: house.residency.state == "warm")
+        await house.residency.orders.defer(protocol.Selection(dense=True))
+        assert house.residency.state == "serving-cold" and house.residency.stats()["state_note"].startswith("4.00 MiB")
+        assert (house.spans.state[dense] != READY).all() and (house.spans.state[~dense] == READY).all()
+        house.queue.submit(0, np.flatnonzero(dense))  # a request
+        await house.until(lambda: house.residency.state == "warm")
+        nursery.cancel_scope.cancel()
+    assert house.residency.stats()["state_note"] == ""
 
 
 async def test_the_window_goes_with_the_prefill_and_the_sweep_waits(houses: Any) -> None:

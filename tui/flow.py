@@ -108,7 +108,9 @@ class PopulatePanel(Panel):
         text.append(f"{units.rate(stats.warm_rate):>{_VALUE}}", f"bold {marks.MAPPED}")
         text.append(f"  {units.size(stats.warm_bytes)}", marks.TEXT)
         eta = snapshot.seconds_to_warm
-        if stats.state == "warm":
+        if stats.state_note:
+            text.append(f"  {stats.state_note}", marks.WARNING)
+        elif stats.state == "warm":
             text.append("  all of it", marks.GOOD)
         elif eta is not None:
             text.append("  left ", marks.DIM).append(units.duration(eta), marks.TEXT)

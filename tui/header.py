@@ -94,6 +94,10 @@ def _how(snapshot: Snapshot, width: int, paused_since: float | None) -> Text:
                 right.append_text(marks.gauge(stats.warm_percent, 100, cells, marks.MAPPED))
             if eta is not None:
                 right.append(" warm in ", marks.DIM).append(units.duration(eta), marks.TEXT)
+        elif stats is not None and stats.state_note and paused_since is None:
+            room = width - left.cell_len - 2
+            if room >= 8:
+                right.append(units.shorten(stats.state_note, room), marks.WARNING)
     left.pad_right(max(1, width - left.cell_len - right.cell_len))
     return left.append_text(right)
 
@@ -120,7 +124,7 @@ def _way(snapshot: Snapshot) -> Text:
             text.append(" › ", marks.FAINT)
         if step == here:
             label = f"● {name}"
-            if stats is not None and name == "warming":
+            if stats is not None and (name == "warming" or (stats.state_note and stats.warm_percent < 100)):
                 label += f" {units.share(stats.warm_percent, 100)}"
             text.append(label, f"bold {marks.GOOD if name == 'warm' else marks.MAPPED}")
         else:

@@ -25,7 +25,7 @@ def run_status(given: argparse.Namespace) -> None:
         return
     model, stats = status.model, status.stats
     lines = [
-        ("state", stats.state + (f" {stats.warm_percent:.0f} %" if stats.state == "warming" else "")),
+        ("state", stats.state_line()),
         ("model", f"{model.name or model.path} ({model.architecture}, {size(model.bytes)})"),
         ("shape", f"{model.layers} layers, {model.experts} experts of which {model.experts_used} used, "
                   f"vocabulary {model.vocabulary}, context {model.context}"),

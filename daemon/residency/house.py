@@ -82,6 +82,7 @@ class Residency:
         self._heat_path: Path | None = None
         self._heat_source = "not looked for yet"
         self._prefilling = False
+        self._at_rest = False  # what is to be there is there
         self._tokens_since_plan = 0.0
         self._tokens = 0.0
         self._generating = False
@@ -104,7 +105,7 @@ class Residency:
         self._quiet = 0
         self.orders = Orders(
             spans, queue, self.warmer, self.keeper, lambda select: select_spans(select, table, self.heat.counts),
-            lambda: self.budget.bytes, self._wake_up,
+            lambda: self.budget.bytes, self._ordered,
         )  # fmt: skip
         if engine is not None:
             self.attach(engine)
@@ -202,6 +203,12 @@ class Residency:
         self._wake.set()
         self._wake = trio.Event()
 
+    def _ordered(self) -> None:
+        """An operator's order counts: who asks for the state next is told what is."""
+        if self._begun:
+            self._update_state()
+        self._wake_up()
+
     def _say_budget(self) -> None:
         """When it is far from what was said last: a limit that shrinks in small steps is told as well."""
         before, now = self._said_budget, self.budget.bytes
@@ -244,7 +251,7 @@ class Residency:
     async def _bring_home(self) -> None:
         """What was read apart while the model was cold moves into the mapping, when nothing else wants the disk."""
         while True:
-            quiet = self.state == "warm" and not self._prefilling
+            quiet = self._at_rest and not self._prefilling
             started = trio.current_time()
             moved = await trio.to_thread.run_sync(self.arena.bring_home, self.keeper) if quiet else 0
             spent = trio.current_time() - started
@@ -306,15 +313,18 @@ class Residency:
         if not self._said_dense and progress["dense_seconds"] and self.ledger.measured_at:
             self._said_dense = True
             self._say("dense", self.start_line())
-        if self.warmer.scope == "nothing" or not dense_done:
-            self._enter("serving-cold")
+        scope = self.warmer.scope
+        if not dense_done:
+            state = "serving-cold"
         elif not progress["done"] and not self._full(look):
-            self._enter("warming")
-        elif self.warmer.planned.all() or self.warmer.scope.startswith(("all", "the ")):
-            self._enter("warm")
+            state = "warming"
+        elif self.warmer.complete(look) or (scope.startswith(("all", "the ")) and not progress["deferred_bytes"]):
+            state = "warm"
         else:
-            self._enter("warm" if self._full(look) else "serving-cold")
-        self._progress = self.warmer.progress(look, full=self.state == "warm")
+            state = "warm" if scope != "nothing" and self._full(look) else "serving-cold"
+        self._at_rest = dense_done and state != "warming"
+        self._progress = self.warmer.progress(look, full=state == "warm")
+        self._enter(state)
 
     def _full(self, look: NDArray[np.uint8]) -> bool:
         """Memory holds as much as the budget admits and nothing is being swept: what is missing of the plan has
@@ -330,15 +340,18 @@ class Residency:
         if state == self.state:
             return
         self.state = state
-        progress = self.warmer.progress()
+        progress = self._progress
         text = state
         if state == "warm":
-            text = (f"warm: {self.warmer.scope}, {gib(progress['ready_bytes'])} in {progress['seconds']:.2f} s, "
+            scope = "what was asked for" if self.warmer.scope == "nothing" else self.warmer.scope
+            text = (f"warm: {scope}, {gib(progress['populated_bytes'])} in {progress['seconds']:.2f} s, "
                     f"{gib(progress['rate'])}/s")  # fmt: skip
             if progress["failed_bytes"]:
                 text += f"; {gib(progress['failed_bytes'])} could not be read"
         elif state == "warming":
             text = f"warming {self.warmer.scope}: {gib(progress['planned_bytes'])}"
+        elif progress["deferred_bytes"]:
+            text = f"serving-cold: {self._note()}"
         self._say("state", text, state=state)
 
     def _say(self, code: str, message: str, level: Any = "info", state: str | None = None) -> None:
@@ -348,6 +361,11 @@ class Residency:
             if state is not None:
                 event.state = state
             self.on_event(event)
+
+    def _note(self) -> str:
+        """What the state alone does not tell."""
+        deferred = self._progress["deferred_bytes"]
+        return f"{gib(deferred)} deferred by order" if deferred else ""
 
     async def _refresh(self) -> None:
         while True:
@@ -477,7 +495,8 @@ class Residency:
         queue = self._queue.stats()
         return {
             "state": self.state, "warm_percent": progress["percent"], "warm_bytes": progress["ready_bytes"],
-            "warm_rate": self._warm_rate, "queue_depths": [int(row["waiting"]) for row in queue.values()],
+            "state_note": self._note(), "warm_rate": self._warm_rate,
+            "queue_depths": [int(row["waiting"]) for row in queue.values()],
             "populated_bytes": int(sum(row["read"] for row in queue.values())), "populate_rate": self._warm_rate,
             "lookahead_reading": self.lookahead.reading, "lookahead_reason": self.lookahead.reason,
             "experts_used": int(np.count_nonzero(self.heat.counts_seen())), "experts_total": self._pairs,

@@ -19,15 +19,17 @@ from .audit import LOCK_SHARE
 from .keeper import Keeper
 from .warmer import Warmer
 
+DRAIN_SECONDS = 1.0  # a piece of 4 MiB that is on its way takes less
+
 
 class Orders:
-    """select: ids that a selection means; budget: its bytes now; wake: something is on its way."""
+    """select: ids that a selection means; budget: its bytes now; changed: called when an order is."""
 
     def __init__(self, spans: Any, queue: Any, warmer: Warmer, keeper: Keeper,
                  select: Callable[[protocol.Selection], NDArray[np.int32]], budget: Callable[[], int],
-                 wake: Callable[[], None]) -> None:  # fmt: skip
+                 changed: Callable[[], None]) -> None:  # fmt: skip
         self._spans, self._queue, self._warmer, self._keeper = spans, queue, warmer, keeper
-        self._select, self._budget, self._wake = select, budget, wake
+        self._select, self._budget, self._changed = select, budget, changed
 
     async def warm(self, select: protocol.Selection, *, wait: bool = False,
                    progress: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:  # fmt: skip
@@ -39,10 +41,12 @@ class Orders:
         room = max(self._budget() - int(self._keeper.nbytes[self._spans.state == READY].sum()), 0)
         missing = order[self._spans.state[order] != READY]
         admitted = missing[np.cumsum(self._keeper.nbytes[missing]) <= room]
+        if len(admitted):
+            self._warmer.restart_clock()
         self._warmer.asked[admitted] = True
         self._warmer.planned[admitted] = True
         self._queue.submit(SWEEP, admitted)
-        self._wake()
+        self._changed()
         total = int(self._keeper.nbytes[admitted].sum())
         started = trio.current_time()
         while wait:
@@ -53,6 +57,8 @@ class Orders:
             if done >= total:
                 break
             await trio.sleep(0.1)
+        if wait:
+            self._changed()
         failed = int((self._spans.state[admitted] == FAILED).sum())
         return {
             "spans": len(ids), "bytes": int(self._keeper.nbytes[ids].sum()), "queued": len(admitted),
@@ -65,13 +71,12 @@ class Orders:
         ids = self._select(select)
         ids = ids[~self._keeper.pinned[ids]]
         dense = ids[self._warmer.expert[ids] < 0]
-        self._warmer.left_alone[ids] = True
-        self._warmer.asked[ids] = False
+        self._warmer.leave_alone(ids)
         await trio.to_thread.run_sync(self._keeper.unlock, dense)
-        self._queue.cancel(SWEEP)
+        await trio.to_thread.run_sync(self._queue.drain, SWEEP, DRAIN_SECONDS)
         freed = await trio.to_thread.run_sync(self._keeper.clear, ids)
         self._warmer.plan(self._budget())
-        self._wake()
+        self._changed()
         return {"spans": len(ids), "bytes": int(self._keeper.nbytes[ids].sum()), "freed_bytes": freed}
 
     async def pin(self, select: protocol.Selection, *, release: bool = False) -> dict[str, Any]:

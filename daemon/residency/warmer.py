@@ -57,6 +57,8 @@ class Warmer:
         self.planned = np.zeros(len(ids), dtype=bool)
         self.asked = np.zeros(len(ids), dtype=bool)  # by an operator's `warm`, whatever the plan says
         self.left_alone = np.zeros(len(ids), dtype=bool)  # by an operator's `defer`
+        self._left_out = np.zeros(len(ids), dtype=bool)  # of these, what would be planned but for that
+        self._used = ~unused
         self.scope = "nothing"
         self.started = time.monotonic()
         self.dense_seconds = 0.0
@@ -66,6 +68,7 @@ class Warmer:
         self._roomy = True
         self._as_asked = False  # no expert is planned
         self._admitted = 0
+        self._before = 0  # bytes that were there when the clock started
         self.apart = False  # there is an arena for reads of single experts
 
     def _in_layer_order(self, ids: Ids) -> Ids:
@@ -134,16 +137,21 @@ class Warmer:
             order, self.scope = self.expert_ids[:0], "experts as they are asked for (routing is not known yet)"
         else:
             order, self.scope = self.expert_ids, "the experts that fit, in layer order"
-        order = order[~self.left_alone[order]]
-        if not fits and len(order):
-            order = order[: int(np.searchsorted(np.cumsum(self.nbytes[order]), max(room, 0), side="right"))]
+        wanted, order = order, order[~self.left_alone[order]]
+        if not fits:
+            wanted, order, rest = self._first(wanted, room), self._first(order, room), order
+            if len(order) < len(rest):  # others have taken the place of what is left alone
+                wanted = order
+        self._left_out[:] = False
+        self._left_out[wanted] = self._left_out[self.dense] = True
+        self._left_out &= self.left_alone
         self._as_asked = self.scope.startswith(("nothing", "experts as"))
         self._admitted = int(budget * FILL)
         self._queue.cancel(SWEEP)
         self.planned[:] = self.asked
-        self.planned[self.dense] = True
+        self.planned[self._not_left(self.dense)] = True
         self.planned[order] = True
-        self._queue.sweep(self._rows_only)
+        self._queue.sweep(self._not_left(self._rows_only))
         if self.experts == "eager":
             self._queue.submit(CURSOR, order)
         elif len(order):
@@ -154,11 +162,34 @@ class Warmer:
         if not self.done():
             self.finished_seconds = 0.0
 
+    def _first(self, ids: Ids, room: int) -> Ids:
+        """As many of these, in their order, as have room."""
+        return ids[: int(np.searchsorted(np.cumsum(self.nbytes[ids]), max(room, 0), side="right"))]
+
+    def _not_left(self, ids: Ids) -> Ids:
+        return ids[~self.left_alone[ids]]
+
+    def leave_alone(self, ids: Ids) -> None:
+        """An operator's `defer`: none of these is on its way any more. `plan` has to follow."""
+        self.left_alone[ids] = True
+        self._left_out[ids] |= self.planned[ids]
+        self.asked[ids] = self.planned[ids] = False
+        self._queue.cancel(SWEEP)
+        if not self._prefilling:  # a prompt that is being read asks for what it needs
+            self._queue.cancel(CURSOR)
+            self._queue.submit(CURSOR, self._not_left(self._whole))
+
+    def restart_clock(self) -> None:
+        """More is asked for after all was done: seconds and rate are of that."""
+        if self.done() or self.finished_seconds:
+            self.started, self.finished_seconds = time.monotonic(), 0.0
+            self._before = int(self.nbytes[self._spans.state == READY].sum())
+
     def settle(self, state: NDArray[np.uint8]) -> None:
         """What is there, by these states, is the plan: memory is full, and what was asked for since has taken the place
         of the rest."""
         self.planned = (state == READY) | (state == FAILED)
-        self.planned[self.dense] = True
+        self.planned[self._not_left(self.dense)] = True
         self.finished_seconds = self.finished_seconds or time.monotonic() - self.started
 
     def look(self) -> NDArray[np.uint8]:
@@ -169,7 +200,7 @@ class Warmer:
         """While a prompt is read, the cursor's window goes with it and the sweep waits."""
         self._prefilling = running
         if not running:
-            if self.experts != "eager" and self._settled()[self._whole].all():
+            if self.experts != "eager" and self._settled()[self._not_left(self._whole)].all():
                 self._queue.cancel(CURSOR)
             if self._roomy:
                 self._set_usual_cover()
@@ -178,7 +209,7 @@ class Warmer:
         if self.warm == "off" or self.experts == "eager" or bool(self._settled()[self.expert_ids].all()):
             return
         chance = self._heat.chance(tokens or 512)
-        ids = self.expert_ids[~self.left_alone[self.expert_ids]]
+        ids = self._not_left(self.expert_ids)
         likely = ids[chance[self.layer[ids], self.expert[ids]] >= LIKELY]
         if self._roomy:
             # A long prompt uses nearly all: whole blocks, which reach the page cache at the disk's full rate. A short
@@ -207,29 +238,40 @@ class Warmer:
         return (state == READY) | (state == FAILED)
 
     def dense_done(self) -> bool:
-        return bool(self._settled()[self.dense].all())
+        return bool(self._settled()[self._not_left(self.dense)].all())
 
     def done(self) -> bool:
         return bool(self._settled()[self.planned].all())
 
+    def complete(self, state: NDArray[np.uint8]) -> bool:
+        """By these states there is nothing that could still be populated, planned or not."""
+        return bool(((state == READY) | (state == FAILED))[self._used].all())
+
     def progress(self, state: NDArray[np.uint8] | None = None, full: bool = False) -> dict[str, Any]:
-        """Bytes planned, populated and failed, seconds, rate over all of it; percent of what is planned, or, where
-        experts come as they are asked for and memory is not full, of what the budget admits. What failed is missing."""
+        """Bytes planned, populated, failed and deferred by order, seconds, rate over all of it; percent of what is
+        planned and deferred by order, or, where experts come as they are asked for and memory is not full, of what the
+        budget admits. What failed is missing."""
         state = self.look() if state is None else state
-        planned = int(self.nbytes[self.planned].sum())
-        ready = int(self.nbytes[self.planned & (state == READY)].sum())
-        failed = int(self.nbytes[self.planned & (state == FAILED)].sum())
+        here_now, unreadable = state == READY, state == FAILED
+        left_out = self._left_out & self.left_alone
+        plan = self.planned | (left_out & (here_now | unreadable))  # a request has asked for it since
+        planned = int(self.nbytes[plan].sum())
+        ready = int(self.nbytes[plan & here_now].sum())
+        failed = int(self.nbytes[plan & unreadable].sum())
+        deferred = int(self.nbytes[left_out & ~plan].sum())
         if self.dense_seconds == 0.0 and self.dense_done():
             self.dense_seconds = time.monotonic() - self.started
         if self.finished_seconds == 0.0 and ready + failed >= planned and not self._as_asked:
             self.finished_seconds = time.monotonic() - self.started
-        here, whole = ready, planned
+        here, whole = ready, planned + deferred
         if self._as_asked and not full:
-            here, whole = int(self.nbytes[state == READY].sum()), min(self._admitted, int(self.nbytes.sum()))
+            here, whole = int(self.nbytes[here_now].sum()), min(self._admitted, int(self.nbytes.sum()))
         seconds = self.finished_seconds or time.monotonic() - self.started
+        populated = max(ready - self._before, 0)
         return {
             "scope": self.scope, "planned_bytes": planned, "ready_bytes": ready, "failed_bytes": failed,
-            "percent": min(100.0 * here / whole, 100.0) if whole > 0 else 100.0, "seconds": seconds,
-            "rate": ready / seconds if seconds else 0.0, "dense_seconds": self.dense_seconds,
+            "deferred_bytes": deferred, "percent": min(100.0 * here / whole, 100.0) if whole > 0 else 100.0,
+            "populated_bytes": populated, "seconds": seconds, "rate": populated / seconds if seconds else 0.0,
+            "dense_seconds": self.dense_seconds,
             "done": ready + failed >= planned,
         }  # fmt: skip
