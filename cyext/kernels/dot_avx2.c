@@ -1,13 +1,14 @@
 /* Direct products with few tokens for AVX2: the same two skeletons as for AVX-512 (dot_avx512.c), 32 weights at a time.
  * Weights that fit 6 bits are multiplied unsigned and their offset taken off through the activations' sums; wider ones
  * (SIGNED) hand their sign to the activations, since the 16-bit sums of pairs would overflow. */
+#include "dot_rows.h"
 #include "load.h"
 #include "plane.h"
-#include "product.h"
 
 #include <immintrin.h>
 
-#define INLINE static inline __attribute__((always_inline))
+#define LOCALITY 3
+#define INLINE HD_INLINE
 
 typedef struct head32 {
     __m256 scale, offset; /* of the eight blocks of 32 */
@@ -153,21 +154,9 @@ INLINE __m256i weights_q3_k(const uint8_t *b, int i) {
 
 /* --- the skeletons --- */
 
-INLINE float total(__m256 v) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
 INLINE __m256 dot32(__m256i w, __m256i x, int is_signed) {
     __m256i pairs = is_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
     return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-#ifndef AHEAD
-#define AHEAD 4096
-#endif
-/* Far enough ahead for memory, and across the pages where hardware stops. */
-INLINE void prefetch(const uint8_t *p, int bytes) {
-    for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T0);
 }
 INLINE __m256 first_floats(const float *p, int m) {
     if (m == 8) return _mm256_loadu_ps(p);
@@ -219,41 +208,13 @@ INLINE __m256 first_floats(const float *p, int m) {
         }                                                                                                       \
     } while (0)
 
-/* The same code for 1 to 4 tokens, so a token's sum does not depend on its company. */
-#define DISPATCH(name)                                                                                          \
-    static void dot_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n) {                \
-        if (n == 1) rows_##name(p, r0, r1, t0, 1);                                                              \
-        else if (n == 2) rows_##name(p, r0, r1, t0, 2);                                                         \
-        else if (n == 3) rows_##name(p, r0, r1, t0, 3);                                                         \
-        else rows_##name(p, r0, r1, t0, 4);                                                                     \
-    }
-#define DOT(name, bytes, STEP, TAIL)                                                                            \
-    INLINE void rows_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, const int N) {             \
-        const int64_t k = p->k;                                                                                 \
-        const uint8_t *xs[4];                                                                                   \
-        for (int t = 0; t < N; t++) xs[t] = p->x[t0 + t];                                                       \
-        for (int64_t r = r0; r < r1; r++) {                                                                     \
-            const uint8_t *b = p->w + (size_t)r * p->row_bytes;                                                 \
-            __m256 acc[4][2], off[4];                                                                           \
-            for (int t = 0; t < N; t++) acc[t][0] = acc[t][1] = off[t] = _mm256_setzero_ps();                   \
-            int64_t j = 0;                                                                                      \
-            for (; j + 256 <= k; j += 256, b += (bytes)) {                                                      \
-                prefetch(b, bytes);                                                                             \
-                STEP;                                                                                           \
-            }                                                                                                   \
-            TAIL;                                                                                               \
-            for (int t = 0; t < N; t++)                                                                         \
-                p->out[t0 + t][r] = total(_mm256_sub_ps(_mm256_add_ps(acc[t][0], acc[t][1]), off[t]));          \
-        }                                                                                                       \
-    }                                                                                                           \
-    DISPATCH(name)
-#define DOT32K(name, bytes) DOT(name, bytes, STEP32(name, 8), (void)0)
+#define DOT32K(name, bytes) HD_DOT_ROWS(name, bytes, STEP32(name, 8), (void)0, HD_ALL)
 #define DOT32(name, bytes)                                                             \
-    DOT(name, bytes, STEP32(name, 8), do {                                             \
+    HD_DOT_ROWS(name, bytes, STEP32(name, 8), do {                                     \
         const int left_over = (int)((k - j) / 32);                                     \
         if (left_over) STEP32(name, left_over);                                        \
-    } while (0))
-#define DOT16(name, bytes) DOT(name, bytes, STEP16(name), (void)0)
+    } while (0), HD_ALL)
+#define DOT16(name, bytes) HD_DOT_ROWS(name, bytes, STEP16(name), (void)0, HD_ALL)
 
 DOT32(q8_0, 272)
 DOT32(q4_0, 144)
@@ -287,7 +248,7 @@ INLINE __m256 floats_f32(const uint8_t *b) { return _mm256_loadu_ps((const float
             for (int t = 0; t < N; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();                            \
             int64_t j = 0;                                                                                      \
             for (; j + 32 <= k; j += 32, b += 32 * (width)) {                                                   \
-                prefetch(b, 32 * (width));                                                                      \
+                HD_PREFETCH(b, 32 * (width));                                                                   \
                 _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) {                                           \
                     __m256 w = floats_##name(b + 8 * (width) * i);                                              \
                     _Pragma("GCC unroll 4") for (int t = 0; t < N; t++) acc[t][i & 1] = _mm256_fmadd_ps(        \
@@ -306,10 +267,10 @@ INLINE __m256 floats_f32(const uint8_t *b) { return _mm256_loadu_ps((const float
                     acc[t][0] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x), acc[t][0]);                              \
                 }                                                                                               \
             }                                                                                                   \
-            for (int t = 0; t < N; t++) p->out[t0 + t][r] = total(_mm256_add_ps(acc[t][0], acc[t][1]));         \
+            for (int t = 0; t < N; t++) p->out[t0 + t][r] = hd_total(v_add(acc[t][0], acc[t][1]));              \
         }                                                                                                       \
     }                                                                                                           \
-    DISPATCH(name)
+    HD_DOT(name)
 DOT_FLOATS(f16, 2)
 DOT_FLOATS(bf16, 2)
 DOT_FLOATS(f32, 4)

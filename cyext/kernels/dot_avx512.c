@@ -2,13 +2,14 @@
  * Two skeletons serve all quantised types: one for scales that cover 32 weights, one for 16. A type brings its head (scales
  * and offsets of 256 weights as floats) and its weights (64 at a time, in order, unsigned); what an offset adds is taken off
  * through the sums that come with the activations. */
+#include "dot_rows.h"
 #include "load.h"
 #include "plane.h"
-#include "product.h"
 
 #include <immintrin.h>
 
-#define INLINE static inline __attribute__((always_inline))
+#define LOCALITY 0 /* weights are read once */
+#define INLINE HD_INLINE
 
 /* scale[8] of the eight blocks of 32, then what to take off per unit of the activations' sums. */
 typedef struct head32 {
@@ -194,20 +195,6 @@ INLINE __m512i weights_q3_k(const uint8_t *b, int i) {
 
 /* --- the skeletons --- */
 
-INLINE float total(__m512 v) {
-    __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-/* Lines that the row's stream will need; far enough ahead for memory, and it crosses pages where hardware stops. */
-#ifndef AHEAD
-#define AHEAD 4096
-#endif
-INLINE void prefetch(const uint8_t *p, int bytes) {
-    for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_NTA);
-}
-
 #define LANES32(i) _mm512_setr_epi32(2*(i), 2*(i), 2*(i), 2*(i), 2*(i), 2*(i), 2*(i), 2*(i), 2*(i)+1, 2*(i)+1, 2*(i)+1, \
                                      2*(i)+1, 2*(i)+1, 2*(i)+1, 2*(i)+1, 2*(i)+1)
 #define LANES16(i) _mm512_setr_epi32(4*(i), 4*(i), 4*(i), 4*(i), 4*(i)+1, 4*(i)+1, 4*(i)+1, 4*(i)+1, 4*(i)+2, 4*(i)+2, \
@@ -252,42 +239,15 @@ INLINE void prefetch(const uint8_t *p, int bytes) {
         }                                                                                                       \
     } while (0)
 
-/* The same code for 1 to 4 tokens, so a token's sum does not depend on its company. */
-#define DOT(name, bytes, STEP, TAIL, OFF)                                                                       \
-    INLINE void rows_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, const int N) {             \
-        const int64_t k = p->k;                                                                                 \
-        const uint8_t *xs[4];                                                                                   \
-        for (int t = 0; t < N; t++) xs[t] = p->x[t0 + t];                                                       \
-        for (int64_t r = r0; r < r1; r++) {                                                                     \
-            const uint8_t *b = p->w + (size_t)r * p->row_bytes;                                                 \
-            __m512 acc[4][2], off[4];                                                                           \
-            for (int t = 0; t < N; t++) acc[t][0] = acc[t][1] = off[t] = _mm512_setzero_ps();                       \
-            int64_t j = 0;                                                                                      \
-            for (; j + 256 <= k; j += 256, b += (bytes)) {                                                      \
-                prefetch(b, bytes);                                                                             \
-                STEP;                                                                                           \
-            }                                                                                                   \
-            TAIL;                                                                                               \
-            for (int t = 0; t < N; t++) \
-                p->out[t0 + t][r] = total(_mm512_sub_ps(_mm512_add_ps(acc[t][0], acc[t][1]), OFF(off[t])));                  \
-        }                                                                                                       \
-    }                                                                                                           \
-    static void dot_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n) {                \
-        if (n == 1) rows_##name(p, r0, r1, t0, 1);                                                              \
-        else if (n == 2) rows_##name(p, r0, r1, t0, 2);                                                         \
-        else if (n == 3) rows_##name(p, r0, r1, t0, 3);                                                         \
-        else rows_##name(p, r0, r1, t0, 4);                                                                     \
-    }
 INLINE __m512 upper(__m512 v) { return _mm512_maskz_mov_ps(0xff00, v); }
-INLINE __m512 all(__m512 v) { return v; }
 
-#define DOT32K(name, bytes) DOT(name, bytes, STEP32(name, 8), (void)0, upper)
+#define DOT32K(name, bytes) HD_DOT_ROWS(name, bytes, STEP32(name, 8), (void)0, upper)
 #define DOT32(name, bytes)                                                             \
-    DOT(name, bytes, STEP32(name, 8), do {                                             \
+    HD_DOT_ROWS(name, bytes, STEP32(name, 8), do {                                     \
         const int left = (int)((k - j) / 32);                                          \
         if (left) STEP32(name, left);                                                  \
     } while (0), upper)
-#define DOT16(name, bytes) DOT(name, bytes, STEP16(name), (void)0, all)
+#define DOT16(name, bytes) HD_DOT_ROWS(name, bytes, STEP16(name), (void)0, HD_ALL)
 
 DOT32(q8_0, 272)
 DOT32(q4_0, 144)
@@ -325,7 +285,7 @@ INLINE __m512 floats_f32(const uint8_t *b) { return _mm512_loadu_ps(b); }
                 for (int i = 0; i < 4; i++) acc[t][i] = _mm512_setzero_ps();                                    \
             int64_t j = 0;                                                                                      \
             for (; j + 64 <= k; j += 64, b += 64 * (width)) {                                                   \
-                prefetch(b, 64 * (width));                                                                      \
+                HD_PREFETCH(b, 64 * (width));                                                                   \
                 _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) {                                           \
                     __m512 w = floats_##name(b + 16 * (width) * i);                                             \
                     _Pragma("GCC unroll 4") for (int t = 0; t < N; t++) acc[t][i] = _mm512_fmadd_ps(            \
@@ -340,16 +300,10 @@ INLINE __m512 floats_f32(const uint8_t *b) { return _mm512_loadu_ps(b); }
                         w, _mm512_maskz_loadu_ps(valid, (const float *)(const void *)p->x[t0 + t] + j), acc[t][0]); \
             }                                                                                                   \
             for (int t = 0; t < N; t++)                                                                         \
-                p->out[t0 + t][r] = total(_mm512_add_ps(_mm512_add_ps(acc[t][0], acc[t][1]),                    \
-                                                        _mm512_add_ps(acc[t][2], acc[t][3])));                  \
+                p->out[t0 + t][r] = hd_total(v_add(v_add(acc[t][0], acc[t][1]), v_add(acc[t][2], acc[t][3])));  \
         }                                                                                                       \
     }                                                                                                           \
-    static void dot_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n) {                \
-        if (n == 1) rows_##name(p, r0, r1, t0, 1);                                                              \
-        else if (n == 2) rows_##name(p, r0, r1, t0, 2);                                                         \
-        else if (n == 3) rows_##name(p, r0, r1, t0, 3);                                                         \
-        else rows_##name(p, r0, r1, t0, 4);                                                                     \
-    }
+    HD_DOT(name)
 DOT_FLOATS(f16, 2)
 DOT_FLOATS(bf16, 2)
 DOT_FLOATS(f32, 4)

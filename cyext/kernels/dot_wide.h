@@ -2,16 +2,14 @@
  * file): a block's weights go from its bytes to the sums without lying in a plane between. Where signs lie beside the
  * weights they move over to the activations; other bytes become unsigned by an offset, which is taken off through the
  * activations' sums. */
+#include "dot_rows.h"
 #include "plane_wide.h"
-#include "product.h"
 
-#define PREFETCH_AHEAD 4096
+#define LOCALITY 0
 
 #if defined(__AVX512VNNI__)
-typedef __m512 sums;
 typedef struct weights { __m512i size; __mmask64 negative; } weights;
 typedef struct scales { __m512 all; } scales;   /* of the sixteen groups of 16 */
-WIDE sums zero_sums(void) { return _mm512_setzero_ps(); }
 WIDE weights weights_of(wide_piece p, int offset) {
     __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(p.low), p.high, 1);
     return (weights){_mm512_add_epi8(v, _mm512_set1_epi8((char)offset)), p.negative};
@@ -24,13 +22,13 @@ WIDE scales scales_of(wide_scales w, const float *d, int m) {
     return (scales){_mm512_mul_ps(s, _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(x)))};
 }
 /* Offset times the m pieces' sums of activations. */
-WIDE sums add_offset(sums off, const scales *s, const int16_t *group_sums, int m, int offset) {
+WIDE vf add_offset(vf off, const scales *s, const int16_t *group_sums, int m, int offset) {
     __m256i v = m == 4 ? _mm256_loadu_si256((const __m256i *)(const void *)group_sums)
                        : _mm256_maskz_loadu_epi16((__mmask16)((1 << 4 * m) - 1), group_sums);
     __m512 g = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(v)), _mm512_set1_ps((float)offset));
     return _mm512_fmadd_ps(s->all, g, off);
 }
-WIDE sums add_piece(sums acc, weights w, const int8_t *x, const scales *s, const int i, const int offset) {
+WIDE vf add_piece(vf acc, weights w, const int8_t *x, const scales *s, const int i, const int offset) {
     const __m512i four = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     __m512i v = _mm512_loadu_si512(x);
     if (!offset) v = _mm512_mask_sub_epi8(v, w.negative, _mm512_setzero_si512(), v);
@@ -38,12 +36,9 @@ WIDE sums add_piece(sums acc, weights w, const int8_t *x, const scales *s, const
     __m512 scale = _mm512_permutexvar_ps(_mm512_add_epi32(four, _mm512_set1_epi32(4 * i)), s->all);
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc);
 }
-WIDE float total(sums a, sums b, sums off) { return _mm512_reduce_add_ps(_mm512_sub_ps(_mm512_add_ps(a, b), off)); }
 #else
-typedef __m256 sums;
 typedef struct weights { __m256i size[2], sign[2]; } weights; /* sign: what _mm256_sign_epi8 takes */
 typedef struct scales { float all[16]; } scales;
-WIDE sums zero_sums(void) { return _mm256_setzero_ps(); }
 WIDE weights weights_of(wide_piece p, int offset) {
     const __m256i one = _mm256_set1_epi8(1), add = _mm256_set1_epi8((char)offset);
     return (weights){{_mm256_add_epi8(p.low, add), _mm256_add_epi8(p.high, add)},
@@ -60,7 +55,7 @@ WIDE scales scales_of(wide_scales w, const float *d, int m) {
     }
     return s;
 }
-WIDE sums add_offset(sums off, const scales *s, const int16_t *group_sums, int m, int offset) {
+WIDE vf add_offset(vf off, const scales *s, const int16_t *group_sums, int m, int offset) {
     for (int h = 0; h < 2 && 2 * h < m; h++) {
         __m128i v = 2 * h + 1 == m ? _mm_loadl_epi64((const __m128i *)(const void *)(group_sums + 8 * h))
                                    : _mm_loadu_si128((const __m128i *)(const void *)(group_sums + 8 * h));
@@ -69,7 +64,7 @@ WIDE sums add_offset(sums off, const scales *s, const int16_t *group_sums, int m
     }
     return off;
 }
-WIDE sums add_piece(sums acc, weights w, const int8_t *x, const scales *s, const int i, const int offset) {
+WIDE vf add_piece(vf acc, weights w, const int8_t *x, const scales *s, const int i, const int offset) {
     for (int h = 0; h < 2; h++) {
         __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)(x + 32 * h));
         if (!offset) v = _mm256_sign_epi8(v, w.sign[h]);
@@ -79,12 +74,6 @@ WIDE sums add_piece(sums acc, weights w, const int8_t *x, const scales *s, const
         acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, acc);
     }
     return acc;
-}
-WIDE float total(sums a, sums b, sums off) {
-    a = _mm256_sub_ps(_mm256_add_ps(a, b), off);
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 #endif
 
@@ -104,32 +93,7 @@ WIDE float total(sums a, sums b, sums off) {
         }                                                                                                       \
     } while (0)
 
-/* The same code for 1 to 4 tokens, so a token's sum does not depend on its company. */
-#define DOT(name, bytes, offset, SCALES, TAIL)                                                                  \
-    WIDE void rows_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, const int N) {               \
-        const int64_t k = p->k;                                                                                 \
-        const uint8_t *xs[4];                                                                                   \
-        for (int t = 0; t < N; t++) xs[t] = p->x[t0 + t];                                                       \
-        for (int64_t r = r0; r < r1; r++) {                                                                     \
-            const uint8_t *b = p->w + (size_t)r * p->row_bytes;                                                 \
-            sums acc[4][2], off[4];                                                                             \
-            for (int t = 0; t < N; t++) acc[t][0] = acc[t][1] = off[t] = zero_sums();                           \
-            int64_t j = 0;                                                                                      \
-            for (; j + 256 <= k; j += 256, b += (bytes)) {                                                      \
-                for (int i = 0; i < (bytes); i += 64) __builtin_prefetch(b + PREFETCH_AHEAD + i, 0, 0);         \
-                STEP(name, offset, SCALES, 4);                                                                  \
-            }                                                                                                   \
-            TAIL;                                                                                               \
-            for (int t = 0; t < N; t++) p->out[t0 + t][r] = total(acc[t][0], acc[t][1], off[t]);                \
-        }                                                                                                       \
-    }                                                                                                           \
-    static void dot_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n) {                \
-        if (n == 1) rows_##name(p, r0, r1, t0, 1);                                                              \
-        else if (n == 2) rows_##name(p, r0, r1, t0, 2);                                                         \
-        else if (n == 3) rows_##name(p, r0, r1, t0, 3);                                                         \
-        else rows_##name(p, r0, r1, t0, 4);                                                                     \
-    }
-#define DOT256(name, bytes, offset) DOT(name, bytes, offset, scales_##name(b), (void)0)
+#define DOT256(name, bytes, offset) HD_DOT_ROWS(name, bytes, STEP(name, offset, scales_##name(b), 4), (void)0, HD_ALL)
 
 DOT256(iq2_xxs, 66, 0)
 DOT256(iq2_xs, 74, 0)
@@ -140,10 +104,10 @@ DOT256(iq1_s, 50, 9)
 DOT256(iq1_m, 56, 9)
 DOT256(tq1_0, 54, 1)
 DOT256(tq2_0, 66, 1)
-DOT(nvfp4, 144, 12, scales_nvfp4(b, 4), do {
+HD_DOT_ROWS(nvfp4, 144, STEP(nvfp4, 12, scales_nvfp4(b, 4), 4), do {
     const int left = (int)((k - j) / 64);
     if (left) STEP(nvfp4, 12, scales_nvfp4(b, left), left);
-} while (0))
+} while (0), HD_ALL)
 
 const hd_dot_fn HD_NAME(hd_dots_by_hand)[HD_TYPE_COUNT] = {
     [HD_IQ2_XXS] = dot_iq2_xxs, [HD_IQ2_XS] = dot_iq2_xs, [HD_IQ2_S] = dot_iq2_s, [HD_IQ3_XXS] = dot_iq3_xxs,
