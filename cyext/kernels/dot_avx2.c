@@ -200,7 +200,7 @@ INLINE __m256 first_floats(const float *p, int m) {
         _Pragma("GCC unroll 8") for (int i = 0; i < 8; i++) {                                                   \
             __m256i w = weights_##name(b, i);                                                                   \
             _Pragma("GCC unroll 4") for (int t = 0; t < N; t++) {                                               \
-                __m256 pair = _mm256_castpd_ps(_mm256_broadcast_sd((const double *)(const void *)(scale[t] + 2 * i))); \
+                __m256 pair = hd_pairs(scale[t] + 2 * i);                                                       \
                 acc[t][i & 1] = _mm256_fmadd_ps(                                                                \
                     dot32(w, load32(xs[t] + j + 32 * i), 0),                                                    \
                     _mm256_permutevar_ps(pair, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)), acc[t][i & 1]);      \

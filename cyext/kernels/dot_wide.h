@@ -69,7 +69,7 @@ WIDE vf add_piece(vf acc, weights w, const int8_t *x, const scales *s, const int
         __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)(x + 32 * h));
         if (!offset) v = _mm256_sign_epi8(v, w.sign[h]);
         __m256i dot = _mm256_madd_epi16(_mm256_maddubs_epi16(w.size[h], v), _mm256_set1_epi16(1));
-        __m256 pair = _mm256_castpd_ps(_mm256_broadcast_sd((const double *)(const void *)(s->all + 4 * i + 2 * h)));
+        __m256 pair = hd_pairs(s->all + 4 * i + 2 * h);
         __m256 scale = _mm256_permutevar_ps(pair, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
         acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, acc);
     }
