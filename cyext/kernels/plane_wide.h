@@ -46,11 +46,6 @@ WIDE uint64_t wide_even(uint64_t seven) {
 WIDE __m256i wide_four(const uint64_t *table, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return _mm256_setr_epi64x((long long)table[a], (long long)table[b], (long long)table[c], (long long)table[d]);
 }
-WIDE __m256i wide_eight(const uint32_t *table, const uint8_t *p, const uint32_t high[8]) {
-    return _mm256_setr_epi32((int)table[p[0] | high[0]], (int)table[p[1] | high[1]], (int)table[p[2] | high[2]],
-                             (int)table[p[3] | high[3]], (int)table[p[4] | high[4]], (int)table[p[5] | high[5]],
-                             (int)table[p[6] | high[6]], (int)table[p[7] | high[7]]);
-}
 /* Eight scales, each for two groups of 16. */
 WIDE wide_scales wide_twice(__m256 s) {
     __m256 low = _mm256_unpacklo_ps(s, s), high = _mm256_unpackhi_ps(s, s);
