@@ -23,6 +23,10 @@ void hd_queue_progress(hd_queue *q, int32_t layer);
 /* 1 when nothing above the sweep is waiting or in flight: a guess may use the disk. */
 int hd_queue_idle(hd_queue *q);
 
+/* Failed spans among these may be tried again at once. Otherwise they are tried only for demand and routed, a second after
+ * they failed: cursor, sweep and lookahead leave them alone. */
+void hd_queue_retry(hd_queue *q, const int32_t *spans, int32_t n);
+
 /* errno of a failed span and the byte in the file where it failed. */
 int hd_queue_error(hd_queue *q, int32_t span, uint64_t *file_offset);
 

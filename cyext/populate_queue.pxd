@@ -37,6 +37,7 @@ cdef extern from "populate_queue.h" nogil:
         uint64_t failed
         double seconds
     void hd_queue_submit(hd_queue *q, hd_class cls, const int32_t *spans, int32_t n)
+    void hd_queue_retry(hd_queue *q, const int32_t *spans, int32_t n)
     int32_t hd_queue_wait_any(hd_queue *q, const int32_t *spans, int32_t n, const void *stop)
     void hd_queue_cancel(hd_queue *q, hd_class cls)
     void hd_queue_progress(hd_queue *q, int32_t layer)

@@ -104,6 +104,12 @@ cdef class PopulateQueue:
         """submit(SWEEP, ids): read in the given order when nothing better is to be done."""
         self.submit(SWEEP, ids)
 
+    def retry(self, ids):
+        """Failed spans among these are tried again by whoever asks next; else only for demand and routed, after a second."""
+        cdef const int32_t[::1] view = self._ids(ids)
+        if view.shape[0]:
+            hd_queue_retry(self.get(), &view[0], <int32_t>view.shape[0])
+
     def wait_any(self, ids, stop=None):
         """Raise to demand, sleep until one is READY or FAILED; its position in ids, -1 when stopped.
 

@@ -145,6 +145,21 @@ def test_a_truncated_file_fails_the_spans_behind_its_end_and_no_others(house: Ho
     assert sum(row["failed"] for row in house.queue.stats().values()) == 3
 
 
+def test_what_failed_is_read_in_the_background_only_when_that_is_allowed(house: House) -> None:
+    size = house.path.stat().st_size
+    os.truncate(house.path, 64 * SMALL)
+    house.queue.submit(SWEEP, [64])
+    assert house.queue.drain(SWEEP, 5) and house.state(64) == [FAILED]
+    os.truncate(house.path, size)
+    for cls in (LOOKAHEAD, CURSOR, SWEEP):
+        house.queue.submit(cls, [64])
+        assert house.queue.drain(cls, 5) and house.state(64) == [FAILED]
+    house.queue.retry([3, 64])
+    assert house.state(3, 64) == [ABSENT, FAILED]
+    house.queue.submit(SWEEP, [64])
+    assert house.queue.drain(SWEEP, 5) and house.state(64) == [READY]
+
+
 def test_evicted_spans_are_gone_and_those_in_use_stay(house: House) -> None:
     house.queue.submit(SWEEP, range(16))
     assert house.queue.drain(SWEEP, 5)

@@ -14,7 +14,7 @@ import pytest
 import trio
 from hearthd.cyext.mapping import Mapping
 from hearthd.cyext.populate_queue import SWEEP, PopulateQueue
-from hearthd.cyext.spans import READY, Spans
+from hearthd.cyext.spans import FAILED, READY, Spans
 from hearthd.daemon import protocol
 from hearthd.daemon.residency import Residency
 from hearthd.daemon.residency.budget import Budgeter
@@ -45,6 +45,7 @@ class House:
             file=np.zeros(n, np.int32), offset=np.concatenate(([0], np.cumsum(nbytes)[:-1])).astype(np.uint64),
             nbytes=nbytes, layer=layer, expert=expert, part=np.where(expert < 0, -1, 0), tensor=layer,
             names=[f"t{i}" for i in range(LAYERS)], n_expert=EXPERTS, rows_only=np.zeros(0, np.int32),
+            describe=lambda span: f"span {span}", failure=lambda span, found, paths: f"span {span}: {found}",
         )  # fmt: skip
         self.model = SimpleNamespace(
             identity="feed", hyper=lambda key, default=None: {"expert_count": EXPERTS, "expert_used_count": 2}.get(key)
@@ -317,6 +318,84 @@ async def test_deferred_dense_spans_stay_away_until_they_are_asked_for(houses: A
         await house.until(lambda: house.residency.state == "warm")
         nursery.cancel_scope.cancel()
     assert house.residency.stats()["state_note"] == ""
+
+
+async def test_what_cannot_be_read_is_named_and_trying_again_changes_no_state(
+    houses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hearthd.daemon.residency.unreadable.FIRST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("hearthd.daemon.residency.house.IDLE_TICK_SECONDS", 0.1)
+    house = houses()
+    residency, queue = house.residency, house.queue
+    whole, lost = house.path.stat().st_size, 2 * EXPERT_BYTES
+    os.truncate(house.path, whole - lost)
+    seen: set[Any] = set()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(residency.run)
+        await house.until(lambda: residency.state == "warm")
+        events = len(house.events)
+
+        def look() -> int:
+            stats = protocol.Stats(**residency.stats())
+            seen.add((stats.state_line(), residency.warmed(), residency.status()["warm"]["failed_bytes"]))
+            return int(queue.stats()["sweep"]["failed"])
+
+        for more in (0, 2, 4, 6):  # two spans each time
+            await house.until(lambda: look() >= more + 2)  # noqa: B023 (called at once)
+        assert seen == {("warm 95 %: 512 KiB unreadable (No data available)", True, lost)}
+        assert [event.code for event in house.events if event.code == "unreadable"] == ["unreadable"]
+        assert [event.code for event in house.events[events:] if event.code == "state"] == []
+        assert [warning.code for warning in residency.warnings].count("unreadable") == 1
+        os.truncate(house.path, whole)
+        assert (await residency.orders.warm(protocol.Selection(layers=[LAYERS - 1]), wait=True))["failed"] == 0
+        assert residency.stats()["state_note"] == "" and residency.stats()["warm_percent"] == 100
+        assert [event.code for event in house.events[events:]].count("readable") == 1
+        assert "unreadable" not in [warning.code for warning in residency.warnings]
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_the_kernel_took_and_cannot_be_read_again_is_unreadable(
+    houses: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REFRESH_SECONDS", "IDLE_REFRESH_SECONDS"):
+        monkeypatch.setattr(f"hearthd.daemon.residency.house.{name}", 0.1)
+    house = houses()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.residency.run)
+        await house.until(lambda: house.residency.state == "warm")
+        os.truncate(house.path, house.path.stat().st_size - EXPERT_BYTES)
+        house.residency.snapshot()  # somebody looks
+        await house.until(lambda: house.residency.stats()["state_note"].startswith("256 KiB unreadable"))
+        await house.until(lambda: house.residency.state == "warm")
+        nursery.cancel_scope.cancel()
+    assert [event.code for event in house.events].count("unreadable") == 1
+    assert (house.spans.state == READY).sum() == len(house.table.nbytes) - 1
+
+
+async def test_a_new_plan_is_no_reason_to_read_the_unreadable_again(houses: Any) -> None:
+    house = houses()
+    os.truncate(house.path, house.path.stat().st_size - EXPERT_BYTES)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.residency.run)
+        await house.until(lambda: house.residency.state == "warm")
+        for _ in range(5):
+            house.residency.warmer.plan(1 << 40)
+            assert house.queue.drain(SWEEP, 5)
+        nursery.cancel_scope.cancel()
+    assert house.queue.stats()["sweep"]["failed"] == 1 and house.residency.state == "warm"
+
+
+def test_pauses_between_tries_grow_to_an_hour(houses: Any) -> None:
+    house = houses()
+    known = house.residency.unreadable
+    state = np.array(house.spans.state)
+    state[[3, 7]] = FAILED
+    assert [code for code, _ in known.look(state, 100.0)] == ["unreadable"]
+    wanted = np.arange(len(state)) != 7
+    tried = [now for now in range(100, 100 + 4 * 3600) if known.due(wanted, float(now)).tolist() == [3]]
+    assert tried[:4] == [110, 130, 170, 250] and max(np.diff(tried)) == 3600 and len(tried) == 11
+    state[3] = READY
+    assert known.look(state, 0.0) == [("readable", "span 3 can be read again")] and known.known.sum() == 1
 
 
 async def test_the_window_goes_with_the_prefill_and_the_sweep_waits(houses: Any) -> None:

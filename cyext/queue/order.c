@@ -24,7 +24,10 @@ int hdq_enqueue(hd_queue *q, enum hd_class cls, int32_t span) {
     uint8_t state = hdq_state(q, span);
     if (state == HD_READY || q->cls[span] <= cls) return 0;
     if (state == HD_FAILED) {
-        if (hdq_now() - q->error_time[span] < RETRY_SECONDS) return 0;
+        /* Whoever reads in the background is told when: a plan that is made anew is no reason to try again. */
+        int waited_for = cls <= HD_ROUTED && hdq_now() - q->error_time[span] >= RETRY_SECONDS;
+        if (!waited_for && !q->again[span]) return 0;
+        q->again[span] = 0;
         q->issued[span] = 0;
         atomic_store(&q->spans->state[span], HD_ABSENT);
     }
@@ -50,6 +53,12 @@ void hd_queue_submit(hd_queue *q, enum hd_class cls, const int32_t *spans, int32
     for (int32_t i = 0; i < n; i++)
         if (spans[i] >= 0 && spans[i] < q->spans->n) any |= hdq_enqueue(q, cls, spans[i]);
     if (any) pthread_cond_broadcast(&q->work);
+    pthread_mutex_unlock(&q->lock);
+}
+
+void hd_queue_retry(hd_queue *q, const int32_t *spans, int32_t n) {
+    pthread_mutex_lock(&q->lock);
+    for (int32_t i = 0; i < n; i++) q->again[spans[i]] = hdq_state(q, spans[i]) == HD_FAILED;
     pthread_mutex_unlock(&q->lock);
 }
 

@@ -14,7 +14,7 @@
 #define PAGE ((uint64_t)4096)
 #define NOWHERE 255        /* class of a span that nobody has asked for */
 #define MERGE 16           /* spans that one piece may hold */
-#define RETRY_SECONDS 1.0  /* a failed span asked for again after this is tried again: disks recover */
+#define RETRY_SECONDS 1.0  /* a failed span that somebody waits for after this is tried again: disks recover */
 
 typedef struct ring {      /* grows, never shrinks; entries whose span has moved to another class are skipped */
     int32_t *item;
@@ -64,6 +64,7 @@ struct hd_queue {
     int32_t *error;                /* [n] */
     uint64_t *error_at;            /* [n] */
     double *error_time;            /* [n] */
+    uint8_t *again;                /* [n] 1: a failed span is tried again by whoever asks next */
     int64_t count[HD_CLASSES];     /* spans waiting in the rings, each once */
     int64_t planned;               /* entries of all plans not taken yet */
     int32_t in_flight[HD_CLASSES];

@@ -57,6 +57,7 @@ static void finish(hd_queue *q, const job *j, const hd_populated *got, int error
             q->error[s] = error;
             q->error_at[s] = got->failed_at;
             q->error_time[s] = hdq_now();
+            q->again[s] = 0;
             atomic_store(&q->spans->state[s], HD_FAILED);
             if (q->cls[s] != NOWHERE) hdq_leave(q, s);
             q->issued[s] = q->spans->nbytes[s];
@@ -191,9 +192,10 @@ hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t
     q->error = calloc(n + 1, sizeof *q->error);
     q->error_at = calloc(n + 1, sizeof *q->error_at);
     q->error_time = calloc(n + 1, sizeof *q->error_time);
+    q->again = calloc(n + 1, sizeof *q->again);
     q->workers = calloc(nodes * (size_t)q->n_workers, sizeof *q->workers);
     int error = !q->waiting || !q->cursor || !q->handed || !q->cls || !q->parked || !q->busy || !q->issued || !q->error ||
-                !q->error_at || !q->error_time || !q->workers ? ENOMEM : 0;
+                !q->error_at || !q->error_time || !q->again || !q->workers ? ENOMEM : 0;
     if (!error) {
         memset(q->cls, NOWHERE, n + 1);
         memset(q->parked, NOWHERE, n + 1);
@@ -263,6 +265,7 @@ void hd_queue_free(hd_queue *q) {
     free(q->error);
     free(q->error_at);
     free(q->error_time);
+    free(q->again);
     free(q->workers);
     hd_arena_free(q->arena);
     free(q->victim);

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import trio
-from hearthd.cyext.spans import FAILED
 from numpy.typing import NDArray
 
 from .. import protocol
@@ -29,6 +28,7 @@ from .orders import Orders
 from .placement import Placement
 from .selection import select_spans
 from .text import gib
+from .unreadable import Unreadable
 from .warmer import Warmer
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ class Residency:
         self.ledger = Ledger(mapping, table)
         self.budgeter = budgeter or Budgeter(options.memory_budget)
         self.budget = self.budgeter.read()
-        self.warmer = Warmer(table, spans, queue, self.heat, options.experts, options.warm)
+        self.unreadable = Unreadable(table, queue, getattr(model, "paths", []))
+        self.warmer = Warmer(table, spans, queue, self.heat, options.experts, options.warm, self.unreadable.known)
         self.keeper = Keeper(mapping, spans, queue, table, self.ledger)
         self.keeper.by_queue = placement is not None and placement.active
         self.warnings = audit(model, table, mapping, options, self.budget.bytes)
@@ -89,7 +90,6 @@ class Residency:
         self._rates: list[tuple[float, int]] = []
         self._warm_rate = 0.0
         self._said_dense = False
-        self._said_failed = np.zeros(len(table.nbytes), dtype=bool)
         self._lock_said = False
         self._asleep = trio.Lock()
         self.arena = Arena(queue, spans)
@@ -295,20 +295,25 @@ class Residency:
         self.warmer.best_rate = max(self.warmer.best_rate, self._warm_rate if span > 0.5 else 0.0)
         self.warmer.brake(self._generating)
 
-    def _say_failed(self) -> None:
-        """A span that cannot be read is told once, whoever wanted it."""
-        failed = np.flatnonzero(self._spans.state == FAILED)
-        fresh = failed[~self._said_failed[failed]]
-        self._said_failed[fresh] = True
-        if len(fresh):
-            span = int(fresh[0])
-            text = self._table.failure(span, self._queue.error(span), self._model.paths)
-            self._say("unreadable", text + (f", and {len(fresh) - 1} more" if len(fresh) > 1 else ""), "warning")
+    def _note_unreadable(self, look: NDArray[np.uint8]) -> None:
+        """A span that cannot be read is told once, whoever wanted it; what is planned is tried again, ever more rarely."""
+        now = time.monotonic()
+        news = self.unreadable.look(look, now)
+        for code, message in news:
+            self._say(code, message, "warning" if code == "unreadable" else "info")
+        if news:
+            self.warnings = [warning for warning in self.warnings if warning.code != "unreadable"]
+            if self.unreadable.text:
+                self.warnings.append(protocol.Warning_(code="unreadable", message=self.unreadable.text))
+        again = self.unreadable.due(self.warmer.planned, now)
+        if len(again):
+            self._queue.retry(again)
+            self._queue.sweep(again)
 
     def _update_state(self) -> None:
-        self._say_failed()
         dense_done = self.warmer.dense_done()  # before the look, which then has them
         look = self.warmer.look()
+        self._note_unreadable(look)
         progress = self.warmer.progress(look)
         if not self._said_dense and progress["dense_seconds"] and self.ledger.measured_at:
             self._said_dense = True
@@ -350,8 +355,8 @@ class Residency:
                 text += f"; {gib(progress['failed_bytes'])} could not be read"
         elif state == "warming":
             text = f"warming {self.warmer.scope}: {gib(progress['planned_bytes'])}"
-        elif progress["deferred_bytes"]:
-            text = f"serving-cold: {self._note()}"
+        elif note := self._note():
+            text = f"{state}: {note}"
         self._say("state", text, state=state)
 
     def _say(self, code: str, message: str, level: Any = "info", state: str | None = None) -> None:
@@ -365,7 +370,8 @@ class Residency:
     def _note(self) -> str:
         """What the state alone does not tell."""
         deferred = self._progress["deferred_bytes"]
-        return f"{gib(deferred)} deferred by order" if deferred else ""
+        return ", ".join([f"{gib(deferred)} deferred by order"] * bool(deferred)
+                         + [self.unreadable.text] * bool(self.unreadable.text))  # fmt: skip
 
     async def _refresh(self) -> None:
         while True:

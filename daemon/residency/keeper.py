@@ -127,14 +127,25 @@ class Keeper:
             forgotten = self._queue.forget(np.concatenate((again, gone)).astype(np.int32))
             self._queue.submit(SWEEP, again)
             return int(self.nbytes[again].sum()), max(0, forgotten - len(again))
+        failed: list[int] = []
         for begin, end, members in self._runs(np.concatenate((ids[keep], back))):
             try:
                 self._mapping.populate(int(self.file[members[0]]), begin, end - begin, 0.75)
                 mapped += end - begin
             except OSError:
-                gone = np.concatenate((gone, members))  # whoever needs it next gets the error with its byte
+                failed += [span for span in members.tolist() if not self._readable(span)]
         self.remapped_bytes += mapped
-        return mapped, self._queue.forget(gone.astype(np.int32)) if len(gone) else 0
+        gone = np.concatenate((gone, failed)).astype(np.int32)
+        forgotten = self._queue.forget(gone) if len(gone) else 0
+        self._queue.submit(SWEEP, failed)  # fails as well: then it is known, with its error and byte
+        return mapped, forgotten
+
+    def _readable(self, span: int) -> bool:
+        try:
+            self._mapping.populate(int(self.file[span]), int(self.offset[span]), int(self.nbytes[span]), 0.75)
+        except OSError:
+            return False
+        return True
 
     # -- giving back -------------------------------------------------------------------------------------------------
 

@@ -45,6 +45,7 @@ class Orders:
             self._warmer.restart_clock()
         self._warmer.asked[admitted] = True
         self._warmer.planned[admitted] = True
+        self._queue.retry(admitted)
         self._queue.submit(SWEEP, admitted)
         self._changed()
         total = int(self._keeper.nbytes[admitted].sum())

@@ -34,13 +34,16 @@ class Warmer:
     eager: experts belong to the first load like dense spans, in file order, and --warm says only who waits for it.
     defer: they come when asked for, or by the sweep; `auto` sweeps all when all fits the budget, the hottest part when
     it does not; `background` sweeps as much as fits, hot or not; `off` sweeps nothing.
+    unreadable: bool [n], what is known not to be readable; kept up by its owner. There is nothing to wait for.
     """
 
-    def __init__(self, table: Any, spans: Any, queue: Any, heat: Heat, experts: str, warm: str) -> None:
+    def __init__(self, table: Any, spans: Any, queue: Any, heat: Heat, experts: str, warm: str,
+                 unreadable: NDArray[np.bool_]) -> None:  # fmt: skip
         self._queue = queue
         self._spans = spans
         self._heat = heat
         self.experts, self.warm = experts, warm
+        self._unreadable = unreadable
         self.nbytes = np.asarray(table.nbytes, dtype=np.int64)
         self.layer = np.asarray(table.layer)
         self.expert = np.asarray(table.expert)
@@ -188,7 +191,7 @@ class Warmer:
     def settle(self, state: NDArray[np.uint8]) -> None:
         """What is there, by these states, is the plan: memory is full, and what was asked for since has taken the place
         of the rest."""
-        self.planned = (state == READY) | (state == FAILED)
+        self.planned = self._settled(state)
         self.planned[self._not_left(self.dense)] = True
         self.finished_seconds = self.finished_seconds or time.monotonic() - self.started
 
@@ -233,9 +236,9 @@ class Warmer:
 
     # -- progress ----------------------------------------------------------------------------------------------------
 
-    def _settled(self) -> NDArray[np.bool_]:
-        state = self._spans.state
-        return (state == READY) | (state == FAILED)
+    def _settled(self, state: NDArray[np.uint8] | None = None) -> NDArray[np.bool_]:
+        state = self._spans.state if state is None else state
+        return np.asarray((state == READY) | (state == FAILED) | self._unreadable)
 
     def dense_done(self) -> bool:
         return bool(self._settled()[self._not_left(self.dense)].all())
@@ -245,14 +248,15 @@ class Warmer:
 
     def complete(self, state: NDArray[np.uint8]) -> bool:
         """By these states there is nothing that could still be populated, planned or not."""
-        return bool(((state == READY) | (state == FAILED))[self._used].all())
+        return bool(self._settled(state)[self._used].all())
 
     def progress(self, state: NDArray[np.uint8] | None = None, full: bool = False) -> dict[str, Any]:
         """Bytes planned, populated, failed and deferred by order, seconds, rate over all of it; percent of what is
         planned and deferred by order, or, where experts come as they are asked for and memory is not full, of what the
         budget admits. What failed is missing."""
         state = self.look() if state is None else state
-        here_now, unreadable = state == READY, state == FAILED
+        here_now = state == READY
+        unreadable = self._settled(state) & ~here_now
         left_out = self._left_out & self.left_alone
         plan = self.planned | (left_out & (here_now | unreadable))  # a request has asked for it since
         planned = int(self.nbytes[plan].sum())
