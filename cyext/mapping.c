@@ -114,6 +114,10 @@ static void read_exactly(const hd_mapping *m, int32_t file, uint64_t begin, uint
     for (uint64_t at = begin; at < end; at += step) readahead(m->fd[file], (off_t)at, least(step, end - at));
 }
 
+void hd_read_ahead(const hd_mapping *m, int32_t file, uint64_t offset, uint64_t bytes) {
+    readahead(m->fd[file], (off_t)offset, bytes);
+}
+
 /* Pages of [at, at+bytes) that are not cached. `vec` holds a byte per page. */
 static uint64_t missing(uint8_t *at, uint64_t bytes, unsigned char *vec) {
     if (mincore(at, bytes, vec)) return bytes / PAGE;

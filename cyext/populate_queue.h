@@ -14,6 +14,10 @@ void hd_queue_submit(hd_queue *q, enum hd_class cls, const int32_t *spans, int32
  * Returns its index in spans, -1 when stopped. */
 int32_t hd_queue_wait_any(hd_queue *q, const int32_t *spans, int32_t n, const _Atomic int32_t *stop);
 
+/* Rows, of so many bytes from `offset` in the span on, that a step is about to read of a table it does not need whole: what
+ * is not cached is asked of the disk at once. Otherwise each row's fault would read the 2 MiB around it, one by one. */
+void hd_queue_rows(hd_queue *q, int32_t span, uint64_t offset, uint64_t row_bytes, const int32_t *rows, int32_t n);
+
 /* Drop what is still waiting in a class (pieces in flight end). */
 void hd_queue_cancel(hd_queue *q, enum hd_class cls);
 

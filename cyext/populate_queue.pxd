@@ -36,6 +36,7 @@ cdef extern from "populate_queue.h" nogil:
         uint64_t spans
         uint64_t failed
         double seconds
+    void hd_queue_rows(hd_queue *q, int32_t span, uint64_t offset, uint64_t row_bytes, const int32_t *rows, int32_t n)
     void hd_queue_submit(hd_queue *q, hd_class cls, const int32_t *spans, int32_t n)
     void hd_queue_retry(hd_queue *q, const int32_t *spans, int32_t n)
     int32_t hd_queue_wait_any(hd_queue *q, const int32_t *spans, int32_t n, const void *stop)

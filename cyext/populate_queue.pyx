@@ -100,6 +100,15 @@ cdef class PopulateQueue:
             with nogil:
                 hd_queue_submit(q, <hd_class>cls, &view[0], n)
 
+    def rows(self, int32_t span, uint64_t row_bytes, rows):
+        """Ask the disk for these rows of a span, of row_bytes each, and wait for nothing; its state stays as it is."""
+        self._ids([span])
+        wanted = np.ascontiguousarray(rows, dtype=np.int32)
+        if not len(wanted) or wanted.min() < 0 or (int(wanted.max()) + 1) * row_bytes > self.spans.nbytes[span]:
+            raise IndexError("no such rows")
+        cdef const int32_t[::1] view = wanted
+        hd_queue_rows(self.get(), span, 0, row_bytes, &view[0], <int32_t>view.shape[0])
+
     def sweep(self, ids):
         """submit(SWEEP, ids): read in the given order when nothing better is to be done."""
         self.submit(SWEEP, ids)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -91,7 +93,13 @@ def main(arguments: Sequence[str] | None = None, open_hearth: Callable[[Any], An
     if not config.model:
         made.error("MODEL is missing (a GGUF file, or --demo)")
     logs.set_up(config.log_level)
-    return run(config, open_hearth)
+    # numpy's BLAS, which nothing here calls, would start threads that spin on processors that the start needs.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.disable()  # modules and tables are made to stay; the service turns it on when it answers
+    try:
+        return run(config, open_hearth)
+    finally:
+        gc.enable()
 
 
 def run(config: Any, open_hearth: Callable[[Any], Any]) -> int:

@@ -6,6 +6,7 @@ goes on afterwards, and requests wait for what they need.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -120,6 +121,8 @@ class Service:
                 telemetry.say("engine", f"the model cannot be served: {error}", level="error")
                 self.stop(f"the model cannot be served: {error}", error)
                 return
+            gc.freeze()
+            gc.enable()
             self._scheduler.on_prefill = hearth.prefill
             self._scheduler.use(hearth.engine)
             nursery.start_soon(self._scheduler.run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,17 @@ def test_what_is_asked_for_becomes_ready_and_only_that(house: House) -> None:
     assert np.flatnonzero(house.cached()).tolist() == [*range(192, 320), *range(4096, 4096 + 2304)]
     counts = house.queue.stats()["routed"]
     assert counts["read"] == 2 * SMALL + 9 * MIB and counts["spans"] == 3 and counts["failed"] == 0
+
+
+def test_rows_of_a_table_come_without_the_blocks_around_them(house: House) -> None:
+    house.queue.rows(64, 5 * PAGE // 2, [5, 100])
+    arriving = time.monotonic() + 5
+    while np.count_nonzero(house.cached()) < 6 and time.monotonic() < arriving:
+        time.sleep(0.001)
+    assert (np.flatnonzero(house.cached()) - 64 * SMALL // PAGE).tolist() == [12, 13, 14, 250, 251, 252]
+    assert house.state(64) == [ABSENT]
+    with pytest.raises(IndexError):
+        house.queue.rows(64, PAGE, [9 * MIB // PAGE])
 
 
 def test_cached_spans_cost_only_the_mapping(house: House) -> None:

@@ -20,7 +20,9 @@ static void embed_rows(hd_step *s, hd_worker *w, const hd_item *item) {
 
 /* out0 = f0 * row `token` of w0. Does not wait for the tensor: a step reads a few of its rows only. */
 int hd_op_embed(hd_step *s, const hd_op *op, int32_t stage) {
-    if (stage == 0 && hd_share_rows(s, embed_rows, s->n, s->p->weights[op->w[0]].cols) == HD_SHARE) return HD_SHARE;
+    const hd_weight *m = &s->p->weights[op->w[0]];
+    if (stage == 0 && s->p->queue) hd_queue_rows(s->p->queue, m->spans[0], m->offset, m->row_bytes, s->token, s->n);
+    if (stage == 0 && hd_share_rows(s, embed_rows, s->n, m->cols) == HD_SHARE) return HD_SHARE;
     hd_written(s, op->out[0]);
     return HD_DONE;
 }

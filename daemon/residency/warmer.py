@@ -23,7 +23,7 @@ GENERATING_RATE = 0.35  # share of the best disk rate seen that the sweep may us
 TIGHT_RATE = 1.0e6  # bytes per second
 FIRST_RATE = 1.0e9  # before a rate has been seen
 NEARLY_ALL = 0.9  # of the experts likely: then reading whole blocks wastes nothing
-EXACT, MOST, HALF, WHOLE = 2.0, 0.75, 0.5, 0.0  # see hd_populate's cover
+EXACT, ASKED, MOST, HALF, WHOLE = 2.0, 1.0, 0.75, 0.5, 0.0  # see hd_populate's cover
 
 Ids = NDArray[np.int32]
 
@@ -216,10 +216,11 @@ class Warmer:
         likely = ids[chance[self.layer[ids], self.expert[ids]] >= LIKELY]
         if self._roomy:
             # A long prompt uses nearly all: whole blocks, which reach the page cache at the disk's full rate. A short
-            # one is answered soonest by reading no byte too many.
+            # one is answered soonest by reading no byte too many; yet exact ranges come as single pages, of which a few
+            # fill the disk's queue before everybody else, so what is asked for as a whole block is read as one.
             nearly_all = len(likely) >= NEARLY_ALL * len(ids)
             for cls in (DEMAND, ROUTED, CURSOR):
-                self._queue.set_cover(cls, WHOLE if nearly_all else EXACT)
+                self._queue.set_cover(cls, WHOLE if nearly_all else ASKED)
             self._read_apart(() if nearly_all else (*SINGLE, CURSOR))
         self._queue.set_plan(likely, WINDOW_LAYERS)
         self._queue.pause((SWEEP,))
