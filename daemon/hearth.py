@@ -56,7 +56,8 @@ class Hearth:
         self.queue = PopulateQueue(self.spans, workers=WORKERS, background=BACKGROUND, piece=PIECE, nice=0,
                                    **self.numa.queue_options(self.topology))  # fmt: skip
         free = {node.number: node.free for node in self.topology.nodes}
-        placement = Placement(self.numa, self.table, self.mapping, self.spans, self.queue, config.mirror_budget, free)
+        placement = Placement(self.numa, self.table, self.mapping, self.spans, self.queue, config.mirror_budget, free,
+                              [node.number for node in self.topology.holding])  # fmt: skip
         if placement.active:
             self.queue.pause(range(len(CLASSES)))  # until the engine's teams are known
         self.info = self._info()

@@ -58,6 +58,11 @@ class Topology:
         return tuple(node for node in self.nodes if node.cores)
 
     @property
+    def holding(self) -> tuple[Node, ...]:
+        """Nodes that pages can lie on, ours or others': all where none says what memory it has."""
+        return tuple(node for node in self.nodes if node.memory > 0 or node.memory_barred) or self.nodes
+
+    @property
     def cores(self) -> int:
         """Physical cores that we may use."""
         return max(1, sum(len(node.cores) for node in self.nodes))

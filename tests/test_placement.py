@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hearthd.cyext.mapping import Mapping
@@ -11,9 +14,12 @@ from hearthd.daemon.model.engine import Engine
 from hearthd.daemon.model.gguf import open_model
 from hearthd.daemon.model.spans import SpanTable
 from hearthd.daemon.residency import numa_audit, numa_plan
+from hearthd.daemon.residency.ledger import Ledger
 from hearthd.daemon.residency.numa_plan import PAGE, Segments
 from hearthd.daemon.residency.placement import Choice, Placement, choose
 from hearthd.daemon.topology import Node, Topology
+
+from .pages import cached_pages, cold_file
 
 GIB = 1 << 30
 
@@ -134,6 +140,46 @@ def test_no_mode_changes_an_answer(models_dir, tokens, name):
         engine.close()
         queue.close()
         placement.close()
+
+
+@pytest.mark.parametrize("nodes", [[0], [3], [0, 1]])
+def test_bytes_by_node_add_up_and_none_is_guessed(tmp_path, nodes):
+    path = cold_file(tmp_path / "model", 4 << 20)
+    if cached_pages(path).any():
+        pytest.skip("the file system of the temporary directory keeps dropped pages (tmpfs?)")
+    mapping = Mapping([path])
+    size = 1 << 20
+    table = SimpleNamespace(
+        file=np.zeros(4, np.int32), offset=np.arange(4, dtype=np.uint64) * np.uint64(size),
+        nbytes=np.full(4, size, np.uint64), layer=np.zeros(4, np.int32), expert=np.array([-1, 0, 1, 2]),
+    )  # fmt: skip
+    spans = Spans(mapping, table.file, table.offset, table.nbytes, table.layer)
+    queue = PopulateQueue(spans, workers=1)
+    queue.set_cover(SWEEP, 2.0)
+    queue.submit(SWEEP, [0, 1])
+    assert queue.drain(SWEEP, 5)
+    with open(path, "rb") as file:  # cached, not mapped
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(file.fileno(), size, 2 * size)
+    ledger = Ledger(mapping, table)
+    ledger.refresh()
+    placement = Placement(Choice("off", "", [[-1]], [0], [0]), table, mapping, spans, queue, nodes=nodes)
+    rows, reason = placement.by_node(ledger)
+    queue.close()
+    shown = {(row["node"], row["role"]): {name: row[name] for name in ("mapped", "cached", "deferred", "unknown")}
+             for row in rows}  # fmt: skip
+    for row in rows:
+        assert row["total"] == sum(row[name] for name in ("mapped", "arena", "cached", "deferred", "unknown"))
+    here = {"mapped": size, "cached": 0, "deferred": 0, "unknown": 0}
+    if len(nodes) == 1:
+        assert reason == "" and shown == {
+            (nodes[0], "dense"): here, (nodes[0], "expert"): here | {"cached": size, "deferred": size}
+        }  # fmt: skip
+    else:
+        assert "cached may be on any" in reason and shown == {
+            (0, "dense"): here, (0, "expert"): here,
+            (None, "expert"): {"mapped": 0, "cached": 0, "deferred": size, "unknown": size},
+        }  # fmt: skip
 
 
 def test_experts_that_become_uneven_are_dealt_out_anew(models_dir, tokens):

@@ -85,7 +85,8 @@ def run_residency(given: argparse.Namespace) -> None:
     print(
         table(
             [*names, "total", *STATES, *["wrong node"] * placed, *["local"] * near],
-            [[*(row[name] for name in names), size(row["total"]), *(size(row.get(state, 0)) for state in STATES),
+            [[*("-" if row[name] is None else row[name] for name in names), size(row["total"]),
+              *(size(row.get(state, 0)) for state in STATES),
               *[size(row.get("wrong_node") or 0)] * placed, *[f"{100 * row.get('local_share', 0):.1f} %"] * near]
              for row in rows],
         )

@@ -296,7 +296,7 @@ class Residency:
         self.warmer.brake(self._generating)
 
     def _note_unreadable(self, look: NDArray[np.uint8]) -> None:
-        """A span that cannot be read is told once, whoever wanted it; what is planned is tried again, ever more rarely."""
+        """A span that cannot be read is told once, whoever wanted it; what is planned is tried anew now and then."""
         now = time.monotonic()
         news = self.unreadable.look(look, now)
         for code, message in news:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from .. import protocol
 from ..config import parse_budget
 from ..topology import Topology
 from . import numa_plan
+from .ledger import Ledger
+from .node_rows import node_rows
 from .numa_plan import Segments
 from .text import gib
 
@@ -94,8 +97,10 @@ class Placement:
     """
 
     def __init__(self, choice: Choice, table: Any, mapping: Any, spans: Any, queue: Any, mirror_budget: str = "100%",
-                 free: dict[int, int] | None = None) -> None:  # fmt: skip
+                 free: dict[int, int] | None = None, nodes: Sequence[int] = (0,)) -> None:  # fmt: skip
+        """nodes: of the machine, those that have memory; free: bytes of each."""
         self.choice = choice
+        self._nodes = nodes
         self._table, self._mapping, self._spans, self._queue = table, mapping, spans, queue
         self._budget_text = mirror_budget
         self._free = free or {}
@@ -330,9 +335,9 @@ class Placement:
                 found.append(row)
         return found
 
-    def by_node(self) -> list[dict[str, Any]]:
-        """Rows as people read them, measured now: what each node's team reads and how much of it is near; without
-        teams, mapped bytes by the node that they lie on. Blocks."""
+    def by_node(self, ledger: Ledger) -> tuple[list[dict[str, Any]], str]:
+        """Rows as people read them, measured now, and why bytes are unknown: what each node's team reads and how much
+        of it is near; without teams, see node_rows. Blocks."""
         if self.look(force=True):
             shares = self.local_share()
             found: list[dict[str, Any]] = []
@@ -341,18 +346,8 @@ class Placement:
                 found.append({"node": row.node, "role": row.role, "wrong_node": row.wrong_node,
                               "local_share": round(sum(near) / len(near), 4), "total": row.total, "mapped": row.mapped,
                               "cached": row.cached, "deferred": row.deferred, "unknown": row.unknown})  # fmt: skip
-            return found
-        table = self._table
-        bases = np.array([self._mapping.address(k) for k in range(len(self._mapping.paths))], np.uint64)
-        counts = page_counts(bases[table.file] + table.offset, table.nbytes, 64)
-        expert = np.asarray(table.expert) >= 0
-        mapped: list[dict[str, Any]] = []
-        for node in np.flatnonzero(counts[:, :-1].sum(axis=0)).tolist():
-            for role, chosen in (("dense", ~expert), ("expert", expert)):
-                nbytes = int(counts[chosen, node].sum()) * numa_plan.PAGE
-                if nbytes:
-                    mapped.append({"node": node, "role": role, "total": nbytes, "mapped": nbytes})
-        return mapped
+            return found, ledger.unknown_reason
+        return node_rows(self._nodes, ledger, self._spans)
 
     def local_share(self) -> list[float]:
         """Per team: the share of the weight bytes it has read that came from its node's memory, pages

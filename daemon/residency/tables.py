@@ -17,7 +17,8 @@ from .placement import Placement
 def rows_by(by: str, ledger: Ledger, table: Any, placement: Placement | None) -> dict[str, Any]:
     """Rows by role, layer, node or tensor, as the ledger last measured."""
     if by == "node" and placement is not None:
-        return {"by": by, "rows": placement.by_node(), "unknown_reason": ledger.unknown_reason}
+        rows, reason = placement.by_node(ledger)
+        return {"by": by, "rows": rows, "unknown_reason": reason}
     keys: NDArray[Any]
     name: Callable[[Any], str]
     if by == "layer":
