@@ -62,6 +62,15 @@ class Range:
         if _libc.madvise(self.address + offset, nbytes, advice):
             raise OSError(ctypes.get_errno(), "madvise failed")
 
+    def populate(self) -> None:
+        for offset in range(0, self.nbytes, PIECE):
+            self.advise(offset, min(PIECE, self.nbytes - offset), MADV_POPULATE_READ)
+
+    def fill(self, byte: int, advice: int = mmap.MADV_HUGEPAGE) -> None:
+        """Give anonymous memory its pages, of the kind advised."""
+        self.advise(0, self.nbytes, advice)
+        ctypes.memset(self.address, byte, self.nbytes)
+
     def close(self) -> None:
         _libc.munmap(self._reserve, self._whole)
 
@@ -107,11 +116,9 @@ def memory_bandwidth(nbytes: int, path: str | None, counts: list[int], passes: i
             memory = Range(min(nbytes, os.path.getsize(file)) if file else nbytes, file)
             try:
                 if advice is not None:
-                    memory.advise(0, memory.nbytes, advice)
-                    ctypes.memset(memory.address, 1, memory.nbytes)
+                    memory.fill(1, advice)
                 else:
-                    for offset in range(0, memory.nbytes, PIECE):
-                        memory.advise(offset, min(PIECE, memory.nbytes - offset), MADV_POPULATE_READ)
+                    memory.populate()
                 for threads in counts:
                     results[f"{kind}, {threads} threads"] = quote(read_rates(reader, memory, threads, passes))
             finally:

@@ -28,7 +28,6 @@ from machine import Range
 from measures import figure, holding, machine, note, quote, ratio, table, write_json
 
 WAYS = ("mapping", "copy used", "repack used", "copy all", "kept copy", "kept panels", "read only")
-MADV_POPULATE_READ, MADV_HUGEPAGE, PIECE = 22, 14, 4 << 20
 
 
 class Tensor(ctypes.Structure):
@@ -88,8 +87,7 @@ class Files:
             file.write(bytes(4096))
             os.fsync(file.fileno())
         self.ranges = [Range(self.nbytes + 4096, str(path)), Range(self.nbytes + 4096)]
-        for offset in range(0, self.nbytes, PIECE):
-            self.ranges[0].advise(offset, min(PIECE, self.nbytes - offset), MADV_POPULATE_READ)
+        self.ranges[0].populate()
         self.tensor = Tensor(number, given.layers, given.experts, given.rows, given.columns, self.ranges[0].address,
                              self.ranges[1].address)  # fmt: skip
         self.panels = int(staging.staging_panels(ctypes.byref(self.tensor), given.isa)) * given.layers
@@ -97,8 +95,7 @@ class Files:
             self.ranges.append(Range(self.panels + 4096))
             self.tensor.panels = self.ranges[2].address
         for memory in self.ranges[1:]:
-            memory.advise(0, memory.nbytes, MADV_HUGEPAGE)
-            ctypes.memset(memory.address, 0, memory.nbytes)
+            memory.fill(0)
 
     def close(self) -> None:
         for memory in self.ranges:

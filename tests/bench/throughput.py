@@ -33,8 +33,7 @@ class Held:
     def __init__(self, model: str) -> None:
         self.ranges = [bare.Range(os.path.getsize(path), path) for path in shards(model)]
         for memory in self.ranges:
-            for offset in range(0, memory.nbytes, bare.PIECE):
-                memory.advise(offset, min(bare.PIECE, memory.nbytes - offset), bare.MADV_POPULATE_READ)
+            memory.populate()
             if _libc.mlock(memory.address, memory.nbytes):
                 note(f"not locked: {os.strerror(ctypes.get_errno())}; the kernel may take pages back in between")
 
@@ -140,8 +139,7 @@ def read_bandwidth(given: argparse.Namespace) -> float:
         reader = bare.build_reader(Path(folder))
         memory = bare.Range(1 << 30)
         try:
-            memory.advise(0, memory.nbytes, 14)  # MADV_HUGEPAGE
-            ctypes.memset(memory.address, 1, memory.nbytes)
+            memory.fill(1)
             rates = bare.read_rates(reader, memory, given.threads, 5)
         finally:
             memory.close()
