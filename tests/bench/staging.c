@@ -73,11 +73,14 @@ static void repack(const run *r, const uint8_t *w, uint8_t *panel)
     }
 }
 
+/* Of what is prepared of a token. */
+static size_t side_bytes(int32_t cols) { return (size_t)cols / 32 * HD_PREPARED_MOST + 64; }
+
 /* The panels' walk of the engine, without the unpacking. */
 static void multiply_panels(const run *r, const use *u, const item *i, void *scratch)
 {
     int32_t n = u->end - u->begin, cols = r->t->cols;
-    const size_t prepared = (size_t)cols / 32 * HD_PREPARED_MOST + 64;
+    const size_t prepared = side_bytes(cols);
     float *sum = scratch;
     uint8_t *sides = (uint8_t *)scratch + (size_t)n * 128;
     if (r->panel_way->prepared)
@@ -132,7 +135,7 @@ static void do_item(void *context, hd_worker *w, int32_t number)
     }
     const use *u = &r->uses[i->use];
     if (r->way == REPACK_USED || r->way == KEPT_REPACKED) {
-        multiply_panels(r, u, i, hd_worker_scratch(w, (size_t)(u->end - u->begin) * (128 + (size_t)r->t->cols + 64)));
+        multiply_panels(r, u, i, hd_worker_scratch(w, (size_t)(u->end - u->begin) * (128 + side_bytes(r->t->cols))));
         return;
     }
     hd_product p = {.type = r->t->type, .act = r->act, .row_bytes = r->row_bytes, .k = r->t->cols,
@@ -166,19 +169,22 @@ static double now(void)
 
 static int prepare(run *r, const tensor *t, const char *isa, int32_t threads, const int32_t *cpus)
 {
-    int32_t *team = calloc((size_t)threads, sizeof *team);
     memset(r, 0, sizeof *r);
     r->t = t;
     r->k = hd_kernels_for(isa, NULL);
     r->row_bytes = (size_t)(t->cols / hd_types[t->type].block) * (size_t)hd_types[t->type].bytes;
-    if (!r->k || !team) return 0;
-    if (strcmp(r->k->name, "c") != 0) {
-        int wide = strcmp(r->k->name, "avx2") != 0;
-        r->kind = wide ? hd_panel_kind_avx512(t->type) : hd_panel_kind_avx2(t->type);
-        if (r->kind) r->panel_way = wide ? hd_panel_way_avx512(r->kind) : hd_panel_way_avx2(r->kind);
+    if (!r->k) return 0;
+    /* Not AMX: its multiply wants more than panels (gemm_amx.c), and another set's would be compared with it. */
+    if (strcmp(r->k->name, "avx2") == 0) {
+        r->kind = hd_panel_kind_avx2(t->type);
+        if (r->kind) r->panel_way = hd_panel_way_avx2(r->kind);
+    } else if (strncmp(r->k->name, "avx512", 6) == 0) {
+        r->kind = hd_panel_kind_avx512(t->type);
+        if (r->kind) r->panel_way = hd_panel_way_avx512(r->kind);
     }
     if (r->kind) r->panel_bytes = panel_size(r->kind, t->cols);
-    r->teams = hd_teams_new(threads, cpus, team, 2000);
+    int32_t *team = calloc((size_t)threads, sizeof *team);
+    r->teams = team ? hd_teams_new(threads, cpus, team, 2000) : NULL;
     free(team);
     return r->teams != NULL;
 }
@@ -208,7 +214,8 @@ int staging_measure(const tensor *t, const char *isa, int32_t threads, const int
                     int64_t *used_sum)
 {
     run r;
-    size_t pairs = (size_t)tokens * (size_t)used, experts = (size_t)t->experts, same = 1;
+    size_t pairs = (size_t)tokens * (size_t)used, experts = (size_t)t->experts;
+    int same = 0;
     if (!prepare(&r, t, isa, threads, cpus)) return 0;
     r.act = r.k->act_for(t->type, tokens);
     size_t packed = r.k->act_bytes((hd_act)r.act, t->cols), stride = (size_t)t->rows + 16;
@@ -218,8 +225,8 @@ int staging_measure(const tensor *t, const char *isa, int32_t threads, const int
     r.items = malloc(sizeof(item) * experts * (size_t)(t->rows / ROWS + 1));
     r.x = malloc(sizeof *r.x * pairs);
     r.out = malloc(sizeof *r.out * pairs);
-    if (!rows || !out || !first || !r.uses || !r.items || !r.x || !r.out) return 0;
-    memset(out, 0, sizeof(float) * stride * pairs);
+    if (!rows || !out || !first || !r.uses || !r.items || !r.x || !r.out) goto end;
+    same = 1;
     for (int32_t i = 0; i < tokens; i++)
         r.k->act_pack((hd_act)r.act, x + (size_t)i * (size_t)t->cols, t->cols, rows + packed * (size_t)i);
     for (size_t i = 0; i < pairs; i++) r.out[i] = out + stride * i;
@@ -236,6 +243,7 @@ int staging_measure(const tensor *t, const char *isa, int32_t threads, const int
             double total = 0;
             if ((r.way == REPACK_USED || r.way == KEPT_REPACKED) && !t->panels) continue;
             *used_sum = 0;
+            if (turn < 0) memset(out, 0, sizeof(float) * stride * pairs); /* no way passes for what another one left */
             for (int32_t s = 0; s < steps; s++) {
                 const int32_t *choice = chosen + (size_t)s * pairs;
                 r.n_uses = 0, r.layer = s % t->layers;
@@ -254,9 +262,9 @@ int staging_measure(const tensor *t, const char *isa, int32_t threads, const int
             else if (r.way == MAPPING) memcpy(first, out, sizeof(float) * stride * pairs);
             else if (r.way == COPY_USED || r.way == COPY_ALL || r.way == KEPT)
                 same &= memcmp(first, out, sizeof(float) * stride * pairs) == 0;
-            if (r.way == READ) memset(out, 0, sizeof(float) * stride * pairs);
         }
+end:
     hd_teams_free(r.teams);
     free(rows), free(out), free(first), free(r.uses), free(r.items), free(r.x), free(r.out);
-    return (int)same;
+    return same;
 }

@@ -4,8 +4,8 @@
 
 For each type, step size and evenness of routing, one expert tensor is multiplied: from the mapping (what the engine
 does); after copying the used experts into an arena of huge pages, as they are or unpacked to the panels that the
-multiply takes; after copying all experts; and from copies made beforehand, which cost nothing here but memory. Owns the
-routing, the file and the table; staging.c does the work with the engine's own kernels and threads.
+multiply takes (not with AMX); after copying all experts; and from copies made beforehand, which cost nothing here but
+memory. Owns the routing, the file and the table; staging.c does the work with the engine's own kernels and threads.
 """
 
 from __future__ import annotations
@@ -82,8 +82,11 @@ class Files:
         self.nbytes = len(expert) * given.experts * given.layers
         path = folder / "experts"
         with open(path, "wb") as file:
-            for _ in range(given.experts * given.layers):
-                file.write(expert)
+            for place in range(given.experts * given.layers):
+                # Rows turned round, so that taking one expert for another gives other results.
+                cut = place % given.rows * (len(expert) // given.rows)
+                file.write(expert[cut:])
+                file.write(expert[:cut])
             file.write(bytes(4096))
             os.fsync(file.fileno())
         self.ranges = [Range(self.nbytes + 4096, str(path)), Range(self.nbytes + 4096)]
@@ -153,6 +156,8 @@ def main() -> int:
     parser.add_argument("--lock", help="hold this file's flock while measuring a line")
     parser.add_argument("--json", help="write the results there")
     given = parser.parse_args()
+    if given.rows % 32 or given.columns % 256:
+        parser.error("panels have 32 rows, blocks up to 256 columns: --rows and --columns in multiples of these")
     given.isa = kernels.select(given.isa).encode()
     numbers = {name.upper(): number for number, (name, _, _) in kernels.types().items()}
 
