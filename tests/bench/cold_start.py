@@ -26,6 +26,7 @@ from measures import (
     random_tokens,
     ratio,
     rounds_of,
+    shards,
     table,
     write_json,
 )
@@ -54,7 +55,7 @@ def one_start(contestant: Contestant, length: int, seed: int, given: argparse.Na
         return random_tokens(length, given.vocabulary, seed + number)
 
     drop_page_cache(given.model)
-    back_memory(2 * os.path.getsize(given.model))
+    back_memory(2 * sum(map(os.path.getsize, shards(given.model))))
     contestant.start()
     try:
         measures = {"ready": contestant.wait_ready()}
@@ -72,9 +73,10 @@ def one_start(contestant: Contestant, length: int, seed: int, given: argparse.Na
             time.sleep(given.settle)
             answers = [contestant.generate(prompt(2 + i), max(given.tokens, 32)) for i in range(6)]
             measures["settled_ttft"] = answers[0].ttft
-            rates = [answer.rate or 0.0 for answer in answers]
-            measures["rate_1"], measures["rate_6"] = rates[0], rates[5]
-            measures["sixth_over_first"] = rates[5] / rates[0]
+            first_rate, last_rate = answers[0].rate, answers[-1].rate
+            if first_rate is not None and last_rate is not None:
+                measures["rate_1"], measures["rate_6"] = first_rate, last_rate
+                measures["sixth_over_first"] = last_rate / first_rate
             measures["read_all"] = answers[-1].disk_last
         else:
             measures["read_all"] = second.disk_last

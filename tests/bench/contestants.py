@@ -267,8 +267,12 @@ class LlamaServer(Contestant):
                     return
                 ids = event.get("tokens") or [None]
                 yield ids[0]
+            raise ContestantFailed(f"{self.name} broke its answer off: {self.tail()}")
         except TimeoutError:
             return
+        except (OSError, http.client.HTTPException) as error:
+            # Killed in mid-answer: the other contestants' rounds go on.
+            raise ContestantFailed(f"{self.name}: {type(error).__name__}: {error}") from error
         finally:
             connection.close()
 
@@ -315,17 +319,6 @@ class Hearthd(Contestant):
             self._control.connect(self._endpoint)
         return self._control
 
-    def ask(self, request: dict[str, Any], timeout: float = 10.0) -> dict[str, Any]:
-        """One request, one reply. Raises ContestantFailed."""
-        control = self._socket()
-        control.send_multipart([b"", json.dumps(request).encode()])
-        if not control.poll(int(timeout * 1000)):
-            raise ContestantFailed(f"{self.name} did not answer {request['op']}")
-        reply: dict[str, Any] = json.loads(control.recv_multipart()[-1])
-        if reply.get("event") == "error":
-            raise ContestantFailed(f"{self.name}: {reply}")
-        return reply
-
     def stream(self, tokens: list[int], answer: Answer, count: int, deadline: float) -> Iterator[int | None]:
         control = self._socket()
         request = {
@@ -344,7 +337,10 @@ class Hearthd(Contestant):
             "stream": True,
         }
         control.send_multipart([b"", json.dumps(request).encode()])
-        while control.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+        while (left := deadline - time.monotonic()) > 0:
+            if not control.poll(int(min(left, 1.0) * 1000)):
+                self._check()  # a socket does not tell that the other side is gone
+                continue
             reply = json.loads(control.recv_multipart()[-1])
             match reply.get("event"):
                 case "token":

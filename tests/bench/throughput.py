@@ -122,15 +122,16 @@ def compare(results: dict[str, dict[str, Any]], programs: dict[str, Program], te
 
 
 def weight_bytes(hearthctl: str | None, given: argparse.Namespace) -> float | None:
-    """Bytes of weights a generated token needs, by our own count."""
+    """Bytes of weights a generated token needs, by our own count; None where that cannot be had."""
     if hearthctl is None:
         return None
     command = [hearthctl, "bench", given.model, "-p", "0", "-n", "1", "-r", "1", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return float(json.loads(done.stdout)["results"][0]["weight_bytes_per_token"])
+    except (OSError, subprocess.CalledProcessError, LookupError, ValueError) as error:
+        note(f"weights of a token not counted: {error}")
         return None
-    value = json.loads(done.stdout)["results"][0]["weight_bytes_per_token"]
-    return float(value)
 
 
 def read_bandwidth(given: argparse.Namespace) -> float:
