@@ -94,10 +94,16 @@ def build_reader(folder: Path) -> ctypes.CDLL:
 
 
 def read_rates(reader: ctypes.CDLL, memory: Range, threads: int, passes: int) -> list[float]:
-    """Bytes per second of each pass over a range, its first (cold caches and page tables) left out."""
-    cpus = sorted(os.sched_getaffinity(0))[:threads]
+    """Bytes per second of each pass over a range, its first (cold caches and page tables) left out.
+
+    RuntimeError where so many threads cannot be had.
+    """
+    mine = sorted(os.sched_getaffinity(0))
+    cpus = [mine[i % len(mine)] for i in range(threads)]
     seconds = (ctypes.c_double * (passes + 1))()
     reader.bench_read(memory.address, memory.nbytes, threads, (ctypes.c_int * threads)(*cpus), passes + 1, seconds)
+    if not all(seconds):
+        raise RuntimeError(f"{threads} threads cannot be had")
     return [memory.nbytes / s for s in list(seconds)[1:]]
 
 

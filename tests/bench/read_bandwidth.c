@@ -28,6 +28,7 @@ typedef struct job {
     const uint8_t *base;
     size_t bytes;
     int cpu, passes;
+    pthread_mutex_t *gate; /* held until all threads are there, or will not come */
     pthread_barrier_t *barrier;
     uint64_t sum;
     double *seconds; /* [passes], written by the thread that has it */
@@ -47,6 +48,8 @@ static void *run(void *argument)
     CPU_ZERO(&set);
     CPU_SET(j->cpu, &set);
     pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+    pthread_mutex_lock(j->gate);
+    pthread_mutex_unlock(j->gate);
     for (int i = 0; i < j->passes; i++) {
         pthread_barrier_wait(j->barrier);
         double start = now();
@@ -64,23 +67,30 @@ uint64_t bench_read(const uint8_t *base, size_t bytes, int n, const int *cpus, i
 {
     pthread_t threads[64];
     job jobs[64];
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
     pthread_barrier_t barrier;
     if (n < 1 || n > 64 || pthread_barrier_init(&barrier, NULL, (unsigned)n))
         return 0;
     size_t share = bytes / (size_t)n & ~(size_t)1023;
     uint64_t sum = 0;
-    for (int i = 0; i < n; i++) {
-        jobs[i] = (job){base + share * (size_t)i, share, cpus[i], passes, &barrier, 0, i ? NULL : seconds};
-        if (i && pthread_create(&threads[i], NULL, run, &jobs[i]))
-            return 0;
+    int there = 0;
+    pthread_mutex_lock(&gate);
+    for (; there < n; there++) {
+        jobs[there] = (job){base + share * (size_t)there, share, cpus[there], passes, &gate, &barrier, 0,
+                            there ? NULL : seconds};
+        if (there && pthread_create(&threads[there], NULL, run, &jobs[there]))
+            break;
     }
+    for (int i = 0; there < n && i < there; i++)
+        jobs[i].passes = 0;
+    pthread_mutex_unlock(&gate);
     cpu_set_t before;
     pthread_getaffinity_np(pthread_self(), sizeof before, &before);
     run(&jobs[0]);
     pthread_setaffinity_np(pthread_self(), sizeof before, &before);
-    for (int i = 1; i < n; i++)
+    for (int i = 1; i < there; i++)
         pthread_join(threads[i], NULL);
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < there; i++)
         sum += jobs[i].sum;
     pthread_barrier_destroy(&barrier);
     return sum;
