@@ -1,6 +1,7 @@
 /* Direct products with few tokens for AVX2: the same two skeletons as for AVX-512 (dot_avx512.c), 32 weights at a time.
  * Weights that fit 6 bits are multiplied unsigned and their offset taken off through the activations' sums; wider ones
- * (SIGNED) hand their sign to the activations, since the 16-bit sums of pairs would overflow. */
+ * (SIGNED) hand their sign to the activations, since the 16-bit sums of pairs would overflow. Layouts:
+ * ggml/src/ggml-common.h. */
 #include "dot_rows.h"
 #include "load.h"
 #include "plane.h"

@@ -1,7 +1,7 @@
 /* Direct products with few tokens for AVX-512 VNNI: rows are streamed once, straight from the file's blocks.
  * Two skeletons serve all quantised types: one for scales that cover 32 weights, one for 16. A type brings its head (scales
  * and offsets of 256 weights as floats) and its weights (64 at a time, in order, unsigned); what an offset adds is taken off
- * through the sums that come with the activations. */
+ * through the sums that come with the activations. Layouts: ggml/src/ggml-common.h. */
 #include "dot_rows.h"
 #include "load.h"
 #include "plane.h"

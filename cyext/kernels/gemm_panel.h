@@ -67,18 +67,20 @@ static inline int32_t hd_taken(int16_t offset, int first, int second)
     return (int32_t)((first ? (uint32_t)(uint16_t)-offset : 0) | (second ? (uint32_t)(uint16_t)-offset << 16 : 0));
 }
 
-/* sum[t][0..31] += panel x token t for n tokens, 1 <= n <= width. */
+/* sum[t][0..31] += panel x token t for n tokens, 1 <= n <= width; ways that are direct see to tokens->begins and ->out. */
 typedef void hd_panel_multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind, const hd_panel_tokens *tokens,
                                int32_t n, int32_t kc);
 
 /* Gather the floats (hd_panel_tokens) of `width` tokens from token t on, for all columns; tokens that are not there: zeros. */
 typedef void hd_panel_gather(float *to, const hd_product *p, const hd_panel_kind *kind, int32_t t, int32_t width);
 
+/* Prepare a token's row of k columns: at most HD_PREPARED_MOST bytes for each 32 of them; whole lines may be written. */
+#define HD_PREPARED_MOST 16
+typedef void hd_panel_prepare(uint8_t *to, const hd_panel_kind *kind, const uint8_t *row, int64_t k);
+
 /* How an instruction set wants its tokens: in groups of at most `width`; gathered (x and side are unset then), or where they
  * lie; with `prepared` bytes for each 32 columns of a token that side[t] leads to instead, made once per product; direct:
  * it begins sums and puts them out itself. */
-typedef void hd_panel_prepare(uint8_t *to, const hd_panel_kind *kind, const uint8_t *row, int64_t k);
-#define HD_PREPARED_MOST 16
 typedef struct hd_panel_way {
     hd_panel_multiply *multiply;
     int32_t width, direct, prepared;
