@@ -9,18 +9,13 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# An editable install rebuilds itself on import: not on the guest's read-only root.
-for finder in sys.meta_path:
-    if getattr(finder, "rebuild_flag", False):
-        finder.rebuild_flag = False  # type: ignore[attr-defined]
-
-# ruff: noqa: E402
+import built  # noqa: F401
 from hearthd.daemon import cli, client, hearth, protocol, service
 from hearthd.daemon.model import engine, template, tokenizer
 
@@ -53,6 +48,8 @@ class Daemon:
                     before()
                 state = str(directory / f"{Daemon.count}.state")
                 code = cli.main(["--control", self.endpoint, "--state-directory", state, *arguments])
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
 

@@ -28,7 +28,7 @@ class Talker(threading.Thread):
     """Asks without a pause until told to stop; what the answers were."""
 
     def __init__(self, made: Daemon) -> None:
-        super().__init__()
+        super().__init__(daemon=True)  # where a case fails before it says stop, the guest must end
         self._made, self._over = made, False
         self.said: list[Any] = []
         self.start()
@@ -110,11 +110,14 @@ def squeezed(runs: Path, model: str) -> dict[str, Any]:
     with daemon(runs, model, "--batch", "64", before=group.enter) as made, made.ask() as hearth:
         other = os.fork()
         if other == 0:
-            group.enter()
-            with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
-                while True:
-                    for at in range(0, len(memory), 4096):
-                        memory[at]
+            try:
+                group.enter()
+                with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
+                    while True:
+                        for at in range(0, len(memory), 4096):
+                            memory[at]
+            finally:
+                os._exit(1)
         shown, until = 0.0, time.monotonic() + SETTLED
         while not shown and time.monotonic() < until:
             shown = hearth.status().budget["pressure"]
