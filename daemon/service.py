@@ -30,6 +30,7 @@ from .telemetry import Telemetry, process_start_seconds
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
+REPORT_SECONDS = 1.0  # between two looks at what the service manager is told
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STATE_FIELDS = ("state", "warm_percent", "state_note")
 
@@ -111,6 +112,8 @@ class Service:
         async with trio.open_nursery() as nursery:
             if hearth.residency is not None:
                 nursery.start_soon(hearth.residency.run)
+            if self._notifier.listening:
+                nursery.start_soon(self._report)
             try:
                 await hearth.prepare()
             except Exception as caught:
@@ -126,8 +129,6 @@ class Service:
             self._scheduler.on_prefill = hearth.prefill
             self._scheduler.use(hearth.engine)
             nursery.start_soon(self._scheduler.run)
-            if self._notifier.listening:
-                nursery.start_soon(self._report)
             if self._config.warm == "before-ready":
                 while not hearth.warmed():
                     self._notifier.more_time(10, self._status_line())
@@ -151,7 +152,7 @@ class Service:
     async def _report(self) -> None:
         while True:
             self._notifier.status(self._status_line())
-            await trio.sleep(1.0)
+            await trio.sleep(REPORT_SECONDS)
 
     async def _watchdog(self) -> None:
         """Alive means: this loop turns, and a step that is running gets somewhere."""

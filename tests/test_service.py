@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -318,6 +319,45 @@ async def test_telemetry_and_late_subscribers(tmp_path: Path) -> None:
         await trio.to_thread.run_sync(listen)
         async with client.connect(endpoint) as hearth:
             assert [event.code for event in (await hearth.status()).events] == ["fake", "serving"]
+
+
+class Warming:
+    """A residency that comes as far as it is told."""
+
+    percent = 0
+
+    async def run(self) -> None:
+        await trio.sleep_forever()
+
+    def stats(self) -> dict[str, Any]:
+        state = "warm" if self.percent == 100 else "warming" if self.percent else "serving-cold"
+        note = "1.00 MiB unreadable (Input/output error)" if self.percent == 100 else ""
+        return {"state": state, "warm_percent": self.percent - (0.5 if note else 0.0), "state_note": note}
+
+
+async def test_the_service_manager_is_told_how_far_it_has_warmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hearth(fake_hearth.Hearth):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.residency: Any = Warming()
+
+    monkeypatch.setattr(fake_hearth, "Hearth", Hearth)
+    monkeypatch.setattr(service, "REPORT_SECONDS", 0.005)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "n"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "n"))
+        manager.settimeout(10)
+        told: list[str] = []
+        async with serving(tmp_path, slow_start=10.0) as (_, hearth, _):  # the engine is not there yet
+            while not told or not told[-1].startswith("warm "):
+                text = (await trio.to_thread.run_sync(manager.recv, 4096)).decode()
+                told += [line.removeprefix("STATUS=") for line in text.splitlines() if line.startswith("STATUS=")]
+                hearth.residency.percent = 25 * len(told)
+            hearth.hurry.set()
+    assert told == ["serving-cold", "warming 25 %", "warming 50 %", "warming 75 %",
+                    "warm 99 %: 1.00 MiB unreadable (Input/output error)"]  # fmt: skip
 
 
 def test_sigterm_ends_answers_with_a_reason(start_daemon: Callable[..., Any]) -> None:
