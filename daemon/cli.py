@@ -104,6 +104,7 @@ def main(arguments: Sequence[str] | None = None, open_hearth: Callable[[Any], An
 
 def run(config: Any, open_hearth: Callable[[Any], Any]) -> int:
     """Serve, and turn what can go wrong at the start into one line and an exit code."""
+    from .config import ConfigError
     from .endpoints import EndpointError
     from .security import KeyTrouble
     from .service import serve
@@ -114,7 +115,7 @@ def run(config: Any, open_hearth: Callable[[Any], Any]) -> int:
 
     try:
         return serve(config, open_hearth, version())
-    except (EndpointError, KeyTrouble) as error:
+    except (EndpointError, KeyTrouble, ConfigError) as error:
         say(error)
         return exit_codes.CONFIG
     except Taken as error:

@@ -47,6 +47,10 @@ class TimedOut(ClientError):
     """The answer did not come in the time given."""
 
 
+class TooBig(ClientError):
+    """The request is longer than a message may be: the daemon would close the connection."""
+
+
 class RequestError(ClientError):
     """The daemon answered with an error."""
 
@@ -77,12 +81,20 @@ def _socket(context: zmq.Context[Any], endpoint: str, keys: str) -> zmq.Socket[b
     return raw
 
 
+def _silence(endpoint: str) -> str:
+    """What may be said of an endpoint that no connection comes from: a refused key looks like nobody."""
+    return f"no daemon answers at {endpoint}" + ", or it does not know this key" * endpoints.is_tcp(endpoint)
+
+
 def _connected(raw: zmq.Socket[bytes]) -> bool:
     return bool(int(raw.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
 
 
 def _frames(request: protocol.Request) -> list[bytes]:
-    return [b"", protocol.encode(request)]
+    body = protocol.encode(request)
+    if len(body) > protocol.MESSAGE_LIMIT:
+        raise TooBig(f"the request has {len(body)} bytes, a daemon takes {protocol.MESSAGE_LIMIT}")
+    return [b"", body]
 
 
 def _reply(frames: list[bytes]) -> tuple[protocol.AnyReply, bytes | None]:
@@ -168,7 +180,7 @@ class Client(_Requests):
             raise
         if not self._raw.poll(int(connect * 1000), zmq.POLLOUT):
             self.close()
-            raise Unreachable(f"no daemon answers at {self.endpoint}")
+            raise Unreachable(_silence(self.endpoint))
 
     def __enter__(self) -> Client:
         return self
@@ -256,10 +268,11 @@ class Client(_Requests):
 
     def _send(self, request: protocol.Request) -> str:
         request.id = request.id or self._next_id()
+        frames = _frames(request)
         self._waiting[request.id] = deque()
         while True:
             try:
-                self._raw.send_multipart(_frames(request), zmq.DONTWAIT)
+                self._raw.send_multipart(frames, zmq.DONTWAIT)
                 return request.id
             except zmq.Again:
                 if not self._raw.poll(int(CONNECT_SECONDS * 1000), zmq.POLLOUT):
@@ -450,7 +463,7 @@ async def connect(
                 while not _connected(raw):  # noqa: ASYNC110
                     await trio.sleep(0.01)
             if not _connected(raw):
-                raise Unreachable(f"no daemon answers at {endpoint}")
+                raise Unreachable(_silence(endpoint))
             client = AsyncClient(endpoint, socket)
             nursery.start_soon(client.pump)
             nursery.start_soon(client.watch)

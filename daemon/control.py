@@ -21,7 +21,6 @@ from .sockets import Binding, Socket, make, pumping
 
 log = logging.getLogger(__name__)
 
-MESSAGE_LIMIT = 64 << 20  # bytes; libzmq closes the connection of who sends more
 CONCURRENT = 64  # operations in progress that the scheduler does not count
 
 KNOWN = {kind.__struct_config__.tag: kind for kind in protocol.AnyRequest.__args__}
@@ -98,7 +97,7 @@ class Control:
             linger=500,  # the last reply of a daemon that ends gets out
             router_mandatory=1,
             router_handover=0,
-            maxmsgsize=MESSAGE_LIMIT,
+            maxmsgsize=protocol.MESSAGE_LIMIT,
             sndhwm=256,
             rcvhwm=256,
             heartbeat_ivl=5000,

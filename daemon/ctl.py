@@ -43,13 +43,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code."""
-    made = parser()
-    if "--print-completion" in (sys.argv if arguments is None else arguments):
-        import shtab
-
-        shtab.add_argument_to(made, ["--print-completion"])
-    given = made.parse_args(arguments)
-
     from .client import ClientError, RequestError, Unreachable
     from .commands import CommandError
     from .config import ConfigError
@@ -57,7 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .model.gguf import ModelError
     from .security import KeyTrouble
 
+    made = parser()
+    if "--print-completion" in (sys.argv if arguments is None else arguments):
+        import shtab
+
+        shtab.add_argument_to(made, ["--print-completion"])
     try:
+        given = made.parse_args(arguments)
         code = given.run(given)
         sys.stdout.flush()
         return exit_codes.OK if code is None else int(code)
@@ -68,15 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.for_signal(13)
     except Unreachable as error:
-        return _complain(error, exit_codes.UNAVAILABLE)
+        usual = not (given.control or os.environ.get("HEARTHD_CONTROL"))
+        hint = ": `hearthd MODEL` starts one, --control names another" if usual else ""
+        return _complain(f"{error}{hint}", exit_codes.UNAVAILABLE)
     except RequestError as error:
         return _complain(f"{error.message} ({error.code})", exit_codes.FAILURE)
     except (EndpointError, KeyTrouble, ConfigError) as error:
         return _complain(error, exit_codes.CONFIG)
     except ModelError as error:
         return _complain(error, exit_codes.DATA)
-    except (ClientError, CommandError, OSError) as error:
+    except (ClientError, CommandError) as error:
         return _complain(error, getattr(error, "exit_code", exit_codes.FAILURE))
+    except OSError as error:
+        return _complain(f"{error.filename}: {error.strerror}" if error.filename else error, exit_codes.FAILURE)
 
 
 def _complain(error: object, code: int) -> int:

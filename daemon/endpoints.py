@@ -80,7 +80,9 @@ def control_to_bind(given: str, name: str, environ: Mapping[str, str] = os.envir
 def telemetry_to_bind(given: str, control: str) -> str:
     """The telemetry endpoint: as given, else beside the control endpoint (`.telemetry`, or the next port)."""
     if given:
-        return check(normal(given))
+        if (made := check(normal(given))) == control:
+            raise EndpointError(f"{made}: control and telemetry cannot share an endpoint")
+        return made
     if is_tcp(control):
         host, _, port = control.rpartition(":")
         return check(f"{host}:{int(port) + 1}")
@@ -97,8 +99,12 @@ def control_to_connect(given: str, environ: Mapping[str, str] = os.environ) -> s
     if (system := Path("/run/hearthd")) not in places:
         places.append(system)
     if given or (given := environ.get("HEARTHD_CONTROL", "")):
-        named = [place / f"{given}.control" for place in places if "/" not in given]
-        return check(normal(next((str(path) for path in named if path.exists()), given)))
+        if "/" in given:
+            return check(normal(given))
+        named = [place / f"{given}.control" for place in places]
+        known = next((path for path in named if path.exists()), None)
+        # If nobody has this name, the path where that daemon would be tells more than one in the working directory.
+        return check(normal(str(known or (given if Path(given).exists() else named[0]))))
     for place in places:
         usual = place / f"{DEFAULT_NAME}.control"
         found = sorted(place.glob("*.control"))

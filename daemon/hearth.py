@@ -16,7 +16,7 @@ from hearthd.cyext.populate_queue import CLASSES, PopulateQueue
 from hearthd.cyext.spans import Spans
 
 from . import protocol, topology
-from .config import Config
+from .config import Config, ConfigError
 from .model import architectures
 from .model.gguf import ModelError, open_model
 from .model.sampling import Sampler
@@ -32,8 +32,18 @@ WORKERS = 4  # populate threads for what is waited for: direct reads of single e
 BACKGROUND = 2  # for the rest: blocks of 2 MiB keep a disk busy, and more would take processors from the kernels
 
 
+def _check_isa(name: str) -> None:
+    """Raises ConfigError before READY is said; who does not ask for an instruction set does not pay for the import."""
+    from hearthd.cyext import kernels
+
+    try:
+        kernels.select(name)
+    except ValueError as error:
+        raise ConfigError(f"HEARTHD_ISA: {error}") from None
+
+
 class Hearth:
-    """One model, served by one daemon. Raises ModelError and OSError when it cannot be opened."""
+    """One model, served by one daemon. Raises ModelError, ConfigError and OSError when it cannot be opened."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -43,6 +53,8 @@ class Hearth:
         self.template: Any = None
         self._warnings: list[protocol.Warning_] = []
 
+        if isa := os.environ.get("HEARTHD_ISA"):
+            _check_isa(isa)
         self.model = open_model(config.model)
         self.table = SpanTable.build(self.model)
         architectures.check(self.model, self.table)

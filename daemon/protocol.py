@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 VERSION = 1
+MESSAGE_LIMIT = 64 << 20  # bytes of a request; libzmq closes the connection of who sends more
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Requests

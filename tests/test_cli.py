@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from hearthd.daemon import cli, config, ctl, endpoints, exit_codes, security
+from hearthd.daemon import cli, config, ctl, endpoints, exit_codes, protocol, security
 
 from .conftest import ROOT, daemons
 
@@ -134,7 +134,9 @@ def test_endpoints(tmp_path: Path) -> None:
     with pytest.raises(endpoints.EndpointError, match="only, second"):
         endpoints.control_to_connect("", environment)
     assert endpoints.control_to_connect("second", environment) == f"ipc://{tmp_path}/second.control"
-    assert endpoints.control_to_connect("third", environment) == f"ipc://{Path.cwd()}/third"
+    assert endpoints.control_to_connect("third", environment) == f"ipc://{tmp_path}/third.control"
+    with pytest.raises(endpoints.EndpointError, match="share"):
+        endpoints.telemetry_to_bind("/tmp/a.control", "ipc:///tmp/a.control")
     with pytest.raises(endpoints.EndpointError, match="107"):
         endpoints.check("ipc:///" + "a" * 120)
 
@@ -178,3 +180,48 @@ def test_versions_and_completion(capsys: pytest.CaptureFixture[str]) -> None:
             main(["--print-completion", "bash"])
         assert ended.value.code == 0
         assert "complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, stdin, code, says",
+    [
+        (["generate", "-"], b"ab\xff", exit_codes.USAGE, "byte 2 is 0xff"),
+        (["generate", b"a\xff"], b"", exit_codes.USAGE, "not UTF-8"),
+        (["generate", "hello", "--tokens", "1,2"], b"", exit_codes.USAGE, "exclude each other"),
+        (["generate", "hello", "--logprobs", "3"], b"", exit_codes.USAGE, "without --json"),
+        (["generate", "hello", "--temperature", "nan"], b"", exit_codes.USAGE, "--temperature"),
+        (["score", "hello", "--logits", "/nowhere/x.npy"], b"", exit_codes.FAILURE, "/nowhere/x.npy: No such file"),
+        (["synth", "x.gguf", "--size", "10%"], b"", exit_codes.USAGE, "--size"),
+        (["synth", "x.gguf", "--size", "lots"], b"", exit_codes.USAGE, "--size"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(
+    daemon: Any, arguments: list[str | bytes], stdin: bytes, code: int, says: str
+) -> None:
+    command: list[str | bytes] = [sys.executable, "-m", "hearthd.daemon.ctl", *arguments, "--control", daemon.endpoint]
+    ran = subprocess.run(command, input=stdin, capture_output=True, check=False, env=os.environ)
+    error = ran.stderr.decode()
+    assert ran.returncode == code and says in error and "Traceback" not in error, error
+
+
+def test_a_request_that_no_daemon_takes_is_not_sent(
+    daemon: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(protocol, "MESSAGE_LIMIT", 1000)
+    assert ctl.main(["generate", "a" * 1000, "--control", daemon.endpoint]) == exit_codes.FAILURE
+    assert "a daemon takes 1000" in capsys.readouterr().err
+
+
+def test_an_impossible_instruction_set_is_a_wrong_setting(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hearthd.daemon.cli", "--demo", "--control", f"ipc://{tmp_path}/x"]
+    environ = {**os.environ, "HEARTHD_ISA": "abacus"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    assert ran.returncode == exit_codes.CONFIG and "abacus" in ran.stderr and "ready" not in ran.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = [sys.executable, "-m", "hearthd.daemon.ctl", "--print-completion", "bash"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ) as ran:
+        assert ran.stdout is not None and ran.stderr is not None
+        ran.stdout.close()
+        assert not ran.stderr.read()

@@ -131,7 +131,7 @@ def test_a_huge_message_closes_only_its_connection(daemon: Any, dealer: zmq.Sock
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.connect(daemon.endpoint)
-        socket.send(b'{"op":"tokenize","text":"' + b"a" * control.MESSAGE_LIMIT + b'"}')
+        socket.send(b'{"op":"tokenize","text":"' + b"a" * protocol.MESSAGE_LIMIT + b'"}')
         assert not socket.poll(200)
     assert alive(daemon, dealer)
 

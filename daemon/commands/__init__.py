@@ -67,7 +67,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def token_list(text: str) -> list[int]:
     """`1,2,3` or `1 2 3`; `-` reads standard input. For argparse."""
     if text == "-":
-        text = sys.stdin.read()
+        text = read_stdin()
     try:
         return [int(part) for part in text.replace(",", " ").split()]
     except ValueError:
@@ -86,8 +86,35 @@ def number_list(text: str) -> list[int]:
     return found
 
 
+def read_stdin() -> str:
+    """All of standard input. Raises CommandError when it is not UTF-8, whatever the locale says of it."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise CommandError(f"standard input is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}",
+                           2) from None  # fmt: skip
+
+
+def utf8(text: str) -> str:
+    """A text of the command line itself. Raises CommandError for bytes that are not UTF-8 (surrogates in Python)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise CommandError(f"the command line has a text that is not UTF-8: {text[:40]!a}", 2) from None
+    return text
+
+
 def text_or_stdin(text: str | None) -> str:
     """The argument; `-`, or nothing where a pipe is there, means standard input."""
     if text == "-" or (text is None and not sys.stdin.isatty()):
-        return sys.stdin.read()
-    return text or ""
+        return read_stdin()
+    return utf8(text or "")
+
+
+def text_or_tokens(text: str | None, tokens: Sequence[int] | None) -> str:
+    """The text, which is empty beside token ids. Raises CommandError when both are given."""
+    if tokens is None:
+        return text_or_stdin(text)
+    if text is not None:
+        raise CommandError("a text and --tokens exclude each other", 2)
+    return ""

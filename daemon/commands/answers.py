@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import Any
 
-from . import Add, CommandError, connect, print_json, text_or_stdin, token_list
+from . import Add, CommandError, connect, print_json, text_or_stdin, text_or_tokens, token_list, utf8
+
+
+def number(text: str) -> float:
+    """A float that JSON can say. For argparse."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
 
 SAMPLING = (
-    ("--temperature", float, "0 is greedy (default: 0.8)"),
+    ("--temperature", number, "0 is greedy (default: 0.8)"),
     ("--top-k", int, "0 switches it off (default: 40)"),
-    ("--top-p", float, "default: 0.95"),
-    ("--min-p", float, "default: 0.05"),
-    ("--repeat-penalty", float, "default: 1"),
+    ("--top-p", number, "default: 0.95"),
+    ("--min-p", number, "default: 0.05"),
+    ("--repeat-penalty", number, "default: 1"),
     ("--repeat-last", int, "tokens that the penalty looks back at (default: 64)"),
     ("--seed", int, "of the draws"),
-    ("--logprobs", int, "alternatives to report per token"),
+    ("--logprobs", int, "alternatives to report per token, with --json"),
 )
 
 
@@ -50,6 +59,8 @@ def _generation(command: argparse.ArgumentParser) -> None:
 
 
 def _sampling(given: argparse.Namespace) -> dict[str, Any]:
+    if given.logprobs and not given.json:
+        raise CommandError("--logprobs shows nothing without --json", 2)
     names = [flag[2:].replace("-", "_") for flag, _, _ in SAMPLING]
     return {name: value for name in names if (value := getattr(given, name)) is not None}
 
@@ -94,27 +105,27 @@ def _code(done: Any) -> int:
 
 
 def run_generate(given: argparse.Namespace) -> int:
-    prompt = "" if given.tokens is not None else text_or_stdin(given.prompt)
+    prompt, sampling = text_or_tokens(given.prompt, given.tokens), _sampling(given)
     with connect(given) as hearth:
         stream = hearth.generate(
             prompt,
             tokens=given.tokens,
             max_tokens=given.max_tokens,
-            stop=given.stop,
+            stop=[utf8(text) for text in given.stop],
             ignore_eos=given.ignore_eos,
-            **_sampling(given),
+            **sampling,
         )
         return _code(_play(stream, given))
 
 
 def run_chat(given: argparse.Namespace) -> int:
-    messages: list[dict[str, Any]] = [{"role": "system", "content": given.system}] if given.system else []
+    messages: list[dict[str, Any]] = [{"role": "system", "content": utf8(given.system)}] if given.system else []
+    fields = {"stop": [utf8(text) for text in given.stop], "ignore_eos": given.ignore_eos, **_sampling(given)}
     interactive = given.message is None and sys.stdin.isatty() and not given.json
     with connect(given) as hearth:
 
         def answer(text: str) -> Any:
-            messages.append({"role": "user", "content": text})
-            fields = {"stop": given.stop, "ignore_eos": given.ignore_eos, **_sampling(given)}
+            messages.append({"role": "user", "content": utf8(text)})
             done = _play(hearth.chat(messages, max_tokens=given.max_tokens, **fields), given)
             messages.append({"role": "assistant", "content": done.text})
             return done
@@ -142,7 +153,7 @@ def run_chat(given: argparse.Namespace) -> int:
 def run_score(given: argparse.Namespace) -> None:
     import numpy as np
 
-    text = "" if given.tokens is not None else text_or_stdin(given.text)
+    text = text_or_tokens(given.text, given.tokens)
     with connect(given) as hearth:
         data, body = hearth.score(given.tokens, text=text, logits=bool(given.logits))
     if given.logits:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from ..config import parse_budget
+from ..config import ConfigError, parse_budget
 from . import Add, CommandError, connect, print_json, size, table
 
 
@@ -31,6 +31,16 @@ def register(add: Add) -> None:
     synth.add_argument("--seed", type=int, default=0)
 
 
+def _size(text: str, flag: str, total: int = 0) -> int:
+    """Bytes for `4G`; `30%` too where there is a total to take it of. Raises CommandError."""
+    try:
+        if text != "auto" and (total or "%" not in text):
+            return parse_budget(text, total, flag) or 0
+    except ConfigError:
+        pass
+    raise CommandError(f"{flag}: {text!r} is not a size such as 4G" + " nor a share such as 80%" * bool(total), 2)
+
+
 def run_replay(given: argparse.Namespace) -> None:
     from ..residency.replay import Trace
     from ..residency.replay import table as outcomes
@@ -38,7 +48,7 @@ def run_replay(given: argparse.Namespace) -> None:
     try:
         trace = Trace.load(given.trace)
         total = int(trace.nbytes.sum())
-        budgets = [parse_budget(text, total) or 0 for text in given.budget]
+        budgets = [_size(text, "--budget", total) for text in given.budget]
     except ValueError as error:
         raise CommandError(str(error), 65) from None
     tokens = len(trace.choices)
@@ -125,7 +135,7 @@ def run_synth(given: argparse.Namespace) -> None:
         if show:
             print(f"\r{100 * done / max(1, total):3.0f} %  {size(done)} of {size(total)}", end="", file=sys.stderr)
 
-    limit = parse_budget(given.size, 0) if given.size else None
+    limit = _size(given.size, "--size") if given.size else None
     options = {} if given.unevenness is None else {"unevenness": given.unevenness}
     try:
         made = synthesise(

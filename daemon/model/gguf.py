@@ -287,7 +287,8 @@ def _choose(name: str, models: list[str], file: str | None) -> str:
     if not models:
         raise ModelError(name, "this is a directory without any GGUF model")
     if len(models) > 1:
-        shown = ", ".join(os.path.basename(model) for model in models[:8])
+        top = os.path.commonpath([os.path.dirname(model) for model in models])
+        shown = ", ".join(os.path.relpath(model, top) for model in models[:8]) + ", ..." * (len(models) > 8)
         hint = "name the file" if file or os.path.isdir(name) else "add :FILE or :QUANTISATION"
         raise ModelError(name, f"{len(models)} models are there, {hint}: {shown}")
     return models[0]
