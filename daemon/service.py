@@ -107,8 +107,7 @@ class Service:
         if self._config.warm != "before-ready":
             self._ready(task_status)
         hearth.begin(telemetry.event)
-        for warning in hearth.warnings:
-            telemetry.say(warning.code, warning.message, level="warning")
+        self._tell_warnings()
         async with trio.open_nursery() as nursery:
             if hearth.residency is not None:
                 nursery.start_soon(hearth.residency.run)
@@ -126,6 +125,7 @@ class Service:
                 return
             gc.freeze()
             gc.enable()
+            self._tell_warnings()  # of the tokenizer, the template, placement and the trace
             self._scheduler.on_prefill = hearth.prefill
             self._scheduler.use(hearth.engine)
             nursery.start_soon(self._scheduler.run)
@@ -135,6 +135,13 @@ class Service:
                     await trio.sleep(0.1)
                 self._ready(task_status)
             telemetry.say("serving", "answering requests")
+
+    def _tell_warnings(self) -> None:
+        """Those that no event has told yet."""
+        told = {(event.code, event.message) for event in self._telemetry.events}
+        for warning in self._hearth.warnings:
+            if (warning.code, warning.message) not in told:
+                self._telemetry.say(warning.code, warning.message, level="warning")
 
     def _ready(self, task_status: trio.TaskStatus[str]) -> None:
         self._ready_seconds = process_start_seconds()
@@ -222,9 +229,9 @@ class Service:
         """Answers in progress get `drain_seconds`, then end with the reason `stopping`; heat is saved by residency."""
         self._operations.stopping = True
         running = len(self._scheduler.jobs())
-        log.info("stopping (%s): %d requests in progress", self._stop_reason, running)
         self._notifier.stopping("stopping")
-        self._telemetry.say("stopping", f"stopping: {self._stop_reason}", state="stopping")
+        text = f"stopping ({self._stop_reason}): {running} requests in progress"
+        self._telemetry.say("state", text, state="stopping")
         if self._hearth.engine is None:
             self._scheduler.end_all("stopping")
         with trio.move_on_after(self._config.drain_seconds):

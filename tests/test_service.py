@@ -239,10 +239,13 @@ async def test_a_failed_step_ends_its_request_only(tmp_path: Path) -> None:
 
 
 async def test_requests_wait_for_the_engine(tmp_path: Path) -> None:
-    async with serving(tmp_path, slow_start=0.1) as (endpoint, _, _), client.connect(endpoint) as hearth:
+    async with serving(tmp_path, slow_start=0.1) as (endpoint, fake, _), client.connect(endpoint) as hearth:
         assert (await hearth.status()).isa == ""
+        fake.warnings.append(protocol.Warning_(code="late", message="found while the engine was made"))
         _, done = await collect(hearth, protocol.Generate(tokens=[20], max_tokens=3))
         assert done.reason == "length"
+        told = [event.code for event in (await hearth.status()).events]
+        assert told.count("late") == told.count("fake") == 1
 
 
 async def test_requests_before_the_engine_are_seen_counted_and_ended(tmp_path: Path) -> None:
