@@ -129,8 +129,7 @@ class HearthTop(App[None]):
             if binding.show:
                 keys.append((binding.key_display or binding.key.split(",")[0], binding.tooltip))
         keys.append(("r e v", "To the requests, the experts, the events"))
-        keys.append(("tab", "To the next panel; shift+tab: back"))
-        keys.append(("↑ ↓ PgUp …", "Scroll the panel in focus"))
+        keys.append(("tab", "To the next panel, shift+tab back; ↑ ↓ PgUp … scroll it"))
         self.push_screen(Help(keys))
 
     def action_pause(self) -> None:
@@ -215,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     app = HearthTop(endpoint, link=lambda collector: Link(collector, secure=secure))
     if options.picture:
         return _save_picture(app, options.picture, width, height, options.seconds)
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):  # the picture goes to stderr
         print("hearthtop: needs a terminal; hearthctl status --json prints the same for programs", file=sys.stderr)
         return 2
     app.run()

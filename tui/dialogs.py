@@ -15,8 +15,9 @@ from textual.widgets import Static
 
 _MARKS = (
     ("█", marks.MAPPED, "mapped", "cached, and in the daemon's page table"),
+    ("▚", marks.ARENA, "arena", "in neither, but in memory of the daemon's own"),
     ("▓", marks.CACHED, "cached", "in the page cache only: the kernel may take it"),
-    ("░", marks.DEFERRED, "deferred", "in neither; read from the disk when needed"),
+    ("░", marks.DEFERRED, "deferred", "nowhere; read from the disk when needed"),
     ("?", marks.UNKNOWN, "unknown", "the kernel does not say; never guessed"),
     ("▸", marks.MAPPED, "layer", "where the running step is, on the map of experts"),
 )
