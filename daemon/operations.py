@@ -289,7 +289,7 @@ class Operations:
         return job.call.reply(reply, body)
 
     def client_gone(self, peer: bytes) -> None:
-        if count := self._scheduler.end_all("gone", lambda job: job.peer == peer):
+        if count := self._scheduler.end_all("gone", lambda job: job.peer == peer and not job.stop_reason):
             noun = "request" if count == 1 else "requests"
             self._telemetry.say("client-gone", f"a client went away: {count} {noun} dropped")
 

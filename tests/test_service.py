@@ -197,7 +197,8 @@ async def test_a_client_that_vanishes_is_noticed(tmp_path: Path, stream: bool) -
         context.destroy(linger=0)
         await until_requests(hearth, False)
         assert fake.engine.open_sessions == 0
-        assert (await hearth.status()).events[-1].code == "client-gone"
+        told = [event.message for event in (await hearth.status()).events if event.code == "client-gone"]
+        assert told == ["a client went away: 1 request dropped"]
 
 
 async def test_a_reader_that_sleeps_is_dropped_and_nobody_else_notices(tmp_path: Path) -> None:
