@@ -129,7 +129,7 @@ class HearthTop(App[None]):
             if binding.show:
                 keys.append((binding.key_display or binding.key.split(",")[0], binding.tooltip))
         keys.append(("r e v", "To the requests, the experts, the events"))
-        keys.append(("tab", "To the next panel, shift+tab back; ↑ ↓ PgUp … scroll it"))
+        keys.append(("tab", "To the next panel (shift+tab: back); ↑ ↓ scroll it"))
         self.push_screen(Help(keys))
 
     def action_pause(self) -> None:
