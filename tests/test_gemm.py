@@ -72,14 +72,15 @@ def test_an_output_depends_on_its_row_and_token_only(name: str, isa: str) -> Non
 @pytest.mark.skipif("avx512bf16" not in WIDE, reason="AMX's set inherits from AVX-512 BF16's")
 @pytest.mark.skipif("amx" in WIDE, reason="the processor has tiles: the tests above run on them")
 def test_the_same_with_tiles_executed_by_a_trap(tmp_path: Path) -> None:
-    """This file's tests of AMX again, where every tile instruction of the kernels traps into tests/tiles.c."""
+    """The tests of AMX here and in test_kernels.py, where every tile instruction traps into tests/tiles.c."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler for tests/tiles.c")
     here, library = Path(__file__).parent, tmp_path / "tiles.so"
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", here / "tiles.c", "-o", library, "-ldl"], check=True)
+    files = ["tests/test_gemm.py", "tests/test_kernels.py"]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "amx and not float", "tests/test_gemm.py"],
+        [sys.executable, "-m", "pytest", "-q", "-k", "amx and not float", *files],
         cwd=here.parent, env=os.environ | {"LD_PRELOAD": str(library)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr

@@ -76,7 +76,7 @@ INLINE void settle(__m512 *total, const sums *of, const float *ws, const float *
         if (sub == 16) BLOCK_SUMS(3, 4, 6, (x) + 48, stride, (w) + 1536, (to)[3]);         \
     } while (0)
 
-/* sum[t][0..15] += half g of a panel x tokens, n of them computed and `real` of them kept. */
+/* sum[t][16g .. 16g + 15] += half g of a panel x tokens, n of them computed and `real` of them kept. */
 INLINE void half(float *sum, const int32_t g, const uint8_t *w, const float *ws, const hd_panel_tokens *tokens,
                  const int32_t real, const int32_t kc, const int32_t lines, const int sub, const int mins, const int n)
 {
