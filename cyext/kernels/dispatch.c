@@ -36,10 +36,8 @@ LEVEL(c, TAKE(c), WISH(c), hd_gemm_scratch_c(p), hd_product_c)
 #if defined(__x86_64__)
 LEVEL(avx2, TAKE(avx2), WISH(avx2), hd_gemm_scratch_avx2(p), hd_product_avx2)
 LEVEL(avx512, TAKE(avx512), WISH(avx512), hd_gemm_scratch_avx512(p), hd_product_avx512)
-LEVEL(avx512bf16, TAKE(avx512bf16) || TAKE(avx512), WISH(avx512bf16) || WISH(avx512),
-      larger(hd_gemm_scratch_avx512bf16(p), hd_gemm_scratch_avx512(p)), hd_product_avx512)
-LEVEL(amx, TAKE(amx) || TAKE(avx512bf16) || TAKE(avx512), WISH(amx) || WISH(avx512bf16) || WISH(avx512),
-      larger(hd_gemm_scratch_amx(p), larger(hd_gemm_scratch_avx512bf16(p), hd_gemm_scratch_avx512(p))), hd_product_avx512)
+LEVEL(amx, TAKE(amx) || TAKE(avx512), WISH(amx) || WISH(avx512), larger(hd_gemm_scratch_amx(p), hd_gemm_scratch_avx512(p)),
+      hd_product_avx512)
 #endif
 
 static hd_kernels tables[LEVELS];
@@ -85,7 +83,7 @@ static void fill(void) {
             t->act_pack = hd_act_pack_avx512;
             UNPACKERS(t, avx512), PRODUCTS(t, avx512), VECTORS(t, avx512), ATTEND(t, avx512), DELTA(t, avx512);
         }
-        if (i == LEVEL_AVX512BF16) PRODUCTS(t, avx512bf16);
+        /* Nothing of its own with BF16: the panels of bytes are faster (twice the rate of VDPBF16PS) and keep more. */
         if (i == LEVEL_AMX) PRODUCTS(t, amx);
 #endif
     }
