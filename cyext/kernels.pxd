@@ -13,9 +13,7 @@ cdef extern from "kernels/kernels.h" nogil:
     enum: HD_KV_BLOCK
     ctypedef enum hd_act:
         HD_ACT_F32
-        HD_ACT_BF16
         HD_ACT_Q8
-        HD_ACT_Q8K
         HD_ACT_COUNT
     ctypedef struct hd_product:
         int32_t type

@@ -2,9 +2,7 @@
  * in plain C and SIMD; knows nothing of weights. Every row starts 64-byte aligned and its size is a multiple of 64.
  *
  *   HD_ACT_F32   float x[k]
- *   HD_ACT_BF16  uint16_t x[k]                     rounded to nearest even
  *   HD_ACT_Q8    int8_t q[k]; float d[k/32]; float s[k/32]; int16_t sums[k/16]       k a multiple of 32
- *   HD_ACT_Q8K   int8_t q[k]; float d[k/256]; int16_t sums[k/16]                     k a multiple of 256
  *
  * x[j] is about d[block] * q[j] with |q| <= 127, d = max|x| / 127 (0 for a block of zeros or of next to nothing); sums[i] is the sum of
  * q[16i .. 16i+15]; s[b] is d[b] times the sum of q in block b. */
@@ -12,7 +10,6 @@
 #include "kernels.h"
 
 #define HD_ACT_BLOCK 32
-#define HD_ACT_SUPER 256
 
 static inline const int8_t *hd_act_q(const uint8_t *row) { return (const int8_t *)row; }
 
@@ -20,10 +17,6 @@ static inline const float *hd_q8_d(const uint8_t *row, int64_t k) { return (cons
 static inline const float *hd_q8_s(const uint8_t *row, int64_t k) { return (const float *)(const void *)(row + k + k / 8); }
 static inline const int16_t *hd_q8_sums(const uint8_t *row, int64_t k) {
     return (const int16_t *)(const void *)(row + k + k / 4);
-}
-static inline const float *hd_q8k_d(const uint8_t *row, int64_t k) { return (const float *)(const void *)(row + k); }
-static inline const int16_t *hd_q8k_sums(const uint8_t *row, int64_t k) {
-    return (const int16_t *)(const void *)(row + k + k / 64);
 }
 
 /* Bytes of one packed row, a multiple of 64. */

@@ -11,28 +11,21 @@
 /* Below this the inverse overflows; such a block counts as zero. */
 #define HD_LEAST_TOP 0x1p-118f
 
-static inline uint16_t HD_NAME(bf16_of)(float x) {
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    uint32_t rounded = (u + 0x7fffu + (u >> 16 & 1)) >> 16;
-    return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? u >> 16 | 64 : rounded); /* a NaN stays one */
-}
-
-static inline float HD_NAME(top_of)(const float *x, int64_t n) {
+static inline float HD_NAME(top_of)(const float *x) {
 #if defined(__AVX512F__)
     __m512 top = _mm512_setzero_ps();
-    for (int64_t i = 0; i < n; i += 16) top = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(x + i)), top);
+    for (int64_t i = 0; i < HD_ACT_BLOCK; i += 16) top = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(x + i)), top);
     return _mm512_reduce_max_ps(top);
 #elif defined(__AVX2__)
     const __m256 sign = _mm256_set1_ps(-0.0f);
     __m256 top = _mm256_setzero_ps();
-    for (int64_t i = 0; i < n; i += 8) top = _mm256_max_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)), top);
+    for (int64_t i = 0; i < HD_ACT_BLOCK; i += 8) top = _mm256_max_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)), top);
     __m128 t = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
     t = _mm_max_ps(t, _mm_movehl_ps(t, t));
     return _mm_cvtss_f32(_mm_max_ss(t, _mm_movehdup_ps(t)));
 #else
     float top = 0.0f;
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < HD_ACT_BLOCK; i++) {
         float a = fabsf(x[i]);
         top = a > top ? a : top;
     }
@@ -40,13 +33,13 @@ static inline float HD_NAME(top_of)(const float *x, int64_t n) {
 #endif
 }
 
-/* One block of n values, a multiple of 32: q, the sums of its groups of 16, and the returned scale. */
-static inline float HD_NAME(quantise)(const float *restrict x, int64_t n, int8_t *restrict q, int16_t *restrict sums) {
-    float top = HD_NAME(top_of)(x, n), inverse = 0.0f, d = 0.0f;
+/* One block of 32 values: q, the sums of its groups of 16, and the returned scale. */
+static inline float HD_NAME(quantise)(const float *restrict x, int8_t *restrict q, int16_t *restrict sums) {
+    float top = HD_NAME(top_of)(x), inverse = 0.0f, d = 0.0f;
     if (top >= HD_LEAST_TOP) inverse = 127.0f / top, d = top / 127.0f;
 #if defined(__AVX512F__)
     const __m512 scale = _mm512_set1_ps(inverse), most = _mm512_set1_ps(127.0f), least = _mm512_set1_ps(-127.0f);
-    for (int64_t i = 0; i < n; i += 16) {
+    for (int64_t i = 0; i < HD_ACT_BLOCK; i += 16) {
         __m512 v = _mm512_mul_ps(_mm512_loadu_ps(x + i), scale);
         __m512i whole = _mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(v, most), least));
         _mm_storeu_si128((__m128i *)(void *)(q + i), _mm512_cvtepi32_epi8(whole));
@@ -54,7 +47,7 @@ static inline float HD_NAME(quantise)(const float *restrict x, int64_t n, int8_t
     }
 #elif defined(__AVX2__)
     const __m256 scale = _mm256_set1_ps(inverse), most = _mm256_set1_ps(127.0f), least = _mm256_set1_ps(-127.0f);
-    for (int64_t i = 0; i < n; i += 16) {
+    for (int64_t i = 0; i < HD_ACT_BLOCK; i += 16) {
         __m256 a = _mm256_mul_ps(_mm256_loadu_ps(x + i), scale), b = _mm256_mul_ps(_mm256_loadu_ps(x + i + 8), scale);
         __m256i u = _mm256_cvtps_epi32(_mm256_max_ps(_mm256_min_ps(a, most), least));
         __m256i v = _mm256_cvtps_epi32(_mm256_max_ps(_mm256_min_ps(b, most), least));
@@ -67,7 +60,7 @@ static inline float HD_NAME(quantise)(const float *restrict x, int64_t n, int8_t
         sums[i / 16] = (int16_t)_mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
     }
 #else
-    for (int64_t i = 0; i < n; i += 16) {
+    for (int64_t i = 0; i < HD_ACT_BLOCK; i += 16) {
         int sum = 0;
         for (int64_t j = i; j < i + 16; j++) {
             float v = x[j] * inverse;
@@ -90,28 +83,14 @@ void HD_NAME(hd_act_pack)(hd_act kind, const float *x, int64_t k, void *out) {
         used = 4 * (size_t)k;
         memcpy(out, x, used);
         break;
-    case HD_ACT_BF16: {
-        uint16_t *restrict y = out;
-        for (int64_t i = 0; i < k; i++) y[i] = HD_NAME(bf16_of)(x[i]);
-        used = 2 * (size_t)k;
-        break;
-    }
     case HD_ACT_Q8: {
         float *d = (float *)(void *)(row + k), *s = (float *)(void *)(row + k + k / 8);
         int16_t *sums = (int16_t *)(void *)(row + k + k / 4);
         for (int64_t b = 0; b < k / 32; b++) {
-            d[b] = HD_NAME(quantise)(x + 32 * b, 32, (int8_t *)row + 32 * b, sums + 2 * b);
+            d[b] = HD_NAME(quantise)(x + 32 * b, (int8_t *)row + 32 * b, sums + 2 * b);
             s[b] = d[b] * (float)(sums[2 * b] + sums[2 * b + 1]);
         }
         used = (size_t)(k + 3 * (k / 8));
-        break;
-    }
-    case HD_ACT_Q8K: {
-        float *d = (float *)(void *)(row + k);
-        int16_t *sums = (int16_t *)(void *)(row + k + k / 64);
-        for (int64_t b = 0; b < k / 256; b++)
-            d[b] = HD_NAME(quantise)(x + 256 * b, 256, (int8_t *)row + 256 * b, sums + 16 * b);
-        used = (size_t)(k + k / 64 + k / 8);
         break;
     }
     default: return;

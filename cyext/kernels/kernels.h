@@ -7,10 +7,8 @@
 /* How a product wants its activations. Packed once per input row, then shared by every product that reads it. */
 typedef enum hd_act {
     HD_ACT_F32 = 0,   /* k floats as they are */
-    HD_ACT_BF16 = 1,  /* k bf16 */
-    HD_ACT_Q8 = 2,    /* 8 bits in blocks of 32 with scale and sums */
-    HD_ACT_Q8K = 3,   /* 8 bits in blocks of 256 with scale and sums of 16 */
-    HD_ACT_COUNT = 4
+    HD_ACT_Q8 = 1,    /* 8 bits in blocks of 32 with scale and sums */
+    HD_ACT_COUNT = 2
 } hd_act;
 
 /* out[t][r] = sum_j W[r][j] * x_t[j] for tokens t < n and rows r0 <= r < r1.

@@ -97,18 +97,12 @@ static inline void HD_NAME(fma_piece)(float *restrict acc, const float *restrict
 static inline const float *HD_NAME(act_floats)(hd_act kind, const uint8_t *row, int64_t k, int64_t j, int64_t m,
                                                float *restrict room) {
     if (kind == HD_ACT_F32) return (const float *)(const void *)row + j;
-    if (kind == HD_ACT_BF16) {
-        const uint16_t *x = (const uint16_t *)(const void *)row + j;
-        for (int64_t i = 0; i < m; i++) room[i] = hd_bf16(x[i]);
-    } else {
-        const int8_t *q = hd_act_q(row) + j;
-        const float *d = hd_q8_d(row, k); /* Q8K's scales begin at the same place */
-        int64_t block = kind == HD_ACT_Q8 ? HD_ACT_BLOCK : HD_ACT_SUPER;
-        for (int64_t i = 0; i < m; i += 16) {
-            float scale = d[(j + i) / block];
-            int64_t end = m - i < 16 ? m - i : 16;
-            for (int64_t e = 0; e < end; e++) room[i + e] = scale * (float)q[i + e];
-        }
+    const int8_t *q = hd_act_q(row) + j;
+    const float *d = hd_q8_d(row, k);
+    for (int64_t i = 0; i < m; i += 16) {
+        float scale = d[(j + i) / HD_ACT_BLOCK];
+        int64_t end = m - i < 16 ? m - i : 16;
+        for (int64_t e = 0; e < end; e++) room[i + e] = scale * (float)q[i + e];
     }
     return room;
 }
@@ -126,108 +120,37 @@ static void HD_NAME(row_floats)(const hd_product *p, const uint8_t *w, int32_t t
     for (int32_t t = 0; t < n; t++) sums[t] = HD_NAME(total)(acc[t]);
 }
 
-/* --- planes times 8-bit activations --- */
-
-#if defined(__AVX512VNNI__)
-/* VNNI multiplies unsigned by signed bytes: the weights' signs move over to the activations. (Adding 128 to the weights
- * instead makes lanes that are large and cancel, which costs the floats' last digits where weights are small.) */
-static inline __m512 HD_NAME(plane_dot)(const hd_plane *p, int64_t m, const int8_t *q, __m512 d, const int16_t *sums,
-                                        int has_min, __m512 acc) {
-    __mmask16 groups = (__mmask16)((1u << (m / 16)) - 1);
-    __m512 scale = _mm512_mul_ps(_mm512_maskz_loadu_ps(groups, p->scale), d);
-    if (has_min) {
-        __m512 sum = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(groups, sums)));
-        acc = _mm512_fnmadd_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(groups, p->min), d), sum, acc);
-    }
-    __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    for (int64_t i = 0; i < m; i += 64) {
-        __mmask64 valid = m - i >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (m - i)) - 1;
-        __m512i w = _mm512_load_si512(p->q + i), x = _mm512_maskz_loadu_epi8(valid, q + i);
-        x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
-        __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_abs_epi8(w), x);
-        acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(lane, scale), acc);
-        lane = _mm512_add_epi32(lane, _mm512_set1_epi32(4));
-    }
-    return acc;
-}
-#elif defined(__AVX2__)
-static inline __m256 HD_NAME(plane_dot)(const hd_plane *p, int64_t m, const int8_t *q, const float *d, int shift,
-                                        const int16_t *sums, int has_min, __m256 acc) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    for (int64_t i = 0; i < m / 32; i++) {
-        __m256i w = _mm256_load_si256((const __m256i *)(const void *)(p->q + 32 * i));
-        __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(q + 32 * i));
-        __m256i dot = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), ones);
-        float dx = d[i >> shift];
-        __m256 scale = _mm256_setr_m128(_mm_set1_ps(p->scale[2 * i] * dx), _mm_set1_ps(p->scale[2 * i + 1] * dx));
-        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, acc);
-        if (has_min) {
-            float take = dx * (p->min[2 * i] * (float)sums[2 * i] + p->min[2 * i + 1] * (float)sums[2 * i + 1]);
-            acc = _mm256_sub_ps(acc, _mm256_castps128_ps256(_mm_set_ss(take)));
-        }
-    }
-    return acc;
-}
-#endif
+#if !defined(HD_DOTS)
+/* --- planes times 8-bit activations: the other sets have direct kernels for all types that have planes --- */
 
 static void HD_NAME(row_bytes)(const hd_product *p, const uint8_t *w, int32_t t0, int32_t n, float *out) {
-    _Alignas(64) hd_plane plane;
+    hd_plane plane;
     const hd_type_info *info = &hd_types[p->type];
     hd_plane_fn spread = HD_NAME(hd_planes)[p->type];
-    int has_min = hd_plane_has_min(p->type), q8 = p->act == HD_ACT_Q8;
-#if defined(__AVX512VNNI__)
-    __m512 acc[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-#elif defined(__AVX2__)
-    __m256 acc[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-#else
+    int has_min = hd_plane_has_min(p->type);
     float acc[4] = {0};
-#endif
     for (int64_t j = 0; j < p->k; j += HD_PLANE) {
         int64_t m = p->k - j < HD_PLANE ? p->k - j : HD_PLANE;
         spread(w + j / info->block * info->bytes, m, &plane);
         for (int32_t t = 0; t < n; t++) {
             const uint8_t *row = p->x[t0 + t];
             const int8_t *q = hd_act_q(row) + j;
-            const float *d = hd_q8_d(row, p->k) + (q8 ? j / HD_ACT_BLOCK : j / HD_ACT_SUPER);
-            const int16_t *sums = (q8 ? hd_q8_sums(row, p->k) : hd_q8k_sums(row, p->k)) + j / 16;
-#if defined(__AVX512VNNI__)
-            __m512 dv;
-            if (q8) {
-                __m256 d8 = _mm256_maskz_loadu_ps((__mmask8)((1u << (m / 32)) - 1), d);
-                dv = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
-                                           _mm512_castps256_ps512(d8));
-            } else {
-                dv = _mm512_set1_ps(*d);
-            }
-            acc[t] = HD_NAME(plane_dot)(&plane, m, q, dv, sums, has_min, acc[t]);
-#elif defined(__AVX2__)
-            acc[t] = HD_NAME(plane_dot)(&plane, m, q, d, q8 ? 0 : 3, sums, has_min, acc[t]);
-#else
+            const float *d = hd_q8_d(row, p->k) + j / HD_ACT_BLOCK;
+            const int16_t *sums = hd_q8_sums(row, p->k) + j / 16;
             for (int64_t g = 0; g < m / 16; g++) {
                 int32_t dot = 0;
                 for (int i = 0; i < 16; i++) dot += (int16_t)plane.q[16 * g + i] * (int16_t)q[16 * g + i];
                 float sum = plane.scale[g] * (float)dot;
                 if (has_min) sum -= plane.min[g] * (float)sums[g];
-                acc[t] += sum * d[q8 ? g / 2 : 0];
+                acc[t] += sum * d[g / 2];
             }
-#endif
         }
     }
-    for (int32_t t = 0; t < n; t++) {
-#if defined(__AVX512VNNI__)
-        out[t] = _mm512_reduce_add_ps(acc[t]);
-#elif defined(__AVX2__)
-        __m128 s = _mm_add_ps(_mm256_castps256_ps128(acc[t]), _mm256_extractf128_ps(acc[t], 1));
-        s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-        out[t] = _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-#else
-        out[t] = acc[t];
-#endif
-    }
+    for (int32_t t = 0; t < n; t++) out[t] = acc[t];
 }
+#endif
 
 void HD_NAME(hd_product)(const hd_product *p, int64_t r0, int64_t r1) {
-    int bytes = (p->act == HD_ACT_Q8 || p->act == HD_ACT_Q8K) && HD_NAME(hd_planes)[p->type];
 #if defined(HD_DOTS)
     int halves = p->type == HD_F16 || p->type == HD_BF16 || p->type == HD_F32;
     hd_dot_fn dot = p->act == (halves ? HD_ACT_F32 : HD_ACT_Q8) ? HD_NAME(hd_dots)[p->type] : NULL;
@@ -236,6 +159,8 @@ void HD_NAME(hd_product)(const hd_product *p, int64_t r0, int64_t r1) {
         dot(p, r0, r1, 0, p->n);
         return;
     }
+#else
+    int bytes = p->act == HD_ACT_Q8 && HD_NAME(hd_planes)[p->type];
 #endif
     for (int64_t r = r0; r < r1; r++) {
         const uint8_t *w = p->w + (size_t)r * p->row_bytes;
@@ -248,8 +173,11 @@ void HD_NAME(hd_product)(const hd_product *p, int64_t r0, int64_t r1) {
             }
 #endif
             float sums[4];
+#if !defined(HD_DOTS)
             if (bytes) HD_NAME(row_bytes)(p, w, t, n, sums);
-            else HD_NAME(row_floats)(p, w, t, n, sums);
+            else
+#endif
+                HD_NAME(row_floats)(p, w, t, n, sums);
             for (int32_t i = 0; i < n; i++) p->out[t + i][r] = sums[i];
         }
     }
