@@ -69,7 +69,7 @@ def test_an_output_depends_on_its_row_and_token_only(name: str, isa: str) -> Non
     np.testing.assert_array_equal(few, whole[9:16])
 
 
-@pytest.mark.skipif("avx512bf16" not in WIDE, reason="AMX's set inherits from AVX-512 BF16's")
+@pytest.mark.skipif("avx512bf16" not in WIDE, reason="AMX asks for all that the sets below it need")
 @pytest.mark.skipif("amx" in WIDE, reason="the processor has tiles: the tests above run on them")
 def test_the_same_with_tiles_executed_by_a_trap(tmp_path: Path) -> None:
     """The tests of AMX here and in test_kernels.py, where every tile instruction traps into tests/tiles.c."""
