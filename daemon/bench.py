@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from . import topology
+
 PIECE = 4 << 20
 
 
@@ -102,16 +104,17 @@ class Bench:
         self.table = SpanTable.build(self.model)
         self.mapping = Mapping(self.model.paths)
         self.warm()
-        cpus = sorted(os.sched_getaffinity(0))
-        count = threads if threads is not None else len(cpus)
-        if not 1 <= count <= len(cpus):
-            raise ValueError(f"{count} threads: this process may use {len(cpus)} processors")
+        cpus = len(os.sched_getaffinity(0))
+        machine = topology.read()
+        count = threads if threads is not None else machine.threads
+        if not 1 <= count <= cpus:
+            raise ValueError(f"{count} threads: this process may use {cpus} processors")
         spans = Spans(self.mapping, self.table.file, self.table.offset, self.table.nbytes, self.table.layer)
         self.engine = Engine(
             self.model,
             self.table,
             spans,
-            teams=(tuple(cpus[:count]),),
+            teams=(machine.one_team(count),),
             context=context,
             sequences=1,
             batch=batch,

@@ -17,6 +17,7 @@ from hearthd.cyext.populate_queue import SWEEP, PopulateQueue
 from hearthd.cyext.spans import FAILED, READY, Spans
 from hearthd.daemon import protocol
 from hearthd.daemon.residency import Residency
+from hearthd.daemon.residency.allowance import Allowance
 from hearthd.daemon.residency.budget import Budgeter
 from hearthd.daemon.residency.heat import Heat
 
@@ -130,6 +131,16 @@ async def test_every_combination_of_options_means_what_it_says(houses: Any, expe
         nursery.cancel_scope.cancel()
     codes = {warning.code for warning in house.residency.warnings}
     assert ("eager-without-warm" in codes) == (experts == "eager" and warm == "off")
+
+
+async def test_a_state_directory_that_cannot_be_is_told_at_the_start(houses: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    house = houses(warm="off", state_directory=str(tmp_path / "file" / "state"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(house.residency.run)
+        nursery.cancel_scope.cancel()
+    messages = [warning.message for warning in house.residency.warnings if warning.code == "heat"]
+    assert messages == [f"heat cannot be saved in {tmp_path}/file/state: Not a directory"]
 
 
 async def test_states_and_start_line_are_told_as_they_come(houses: Any) -> None:
@@ -475,6 +486,24 @@ async def test_heat_is_saved_when_the_run_ends_and_taken_up_by_the_next(houses: 
 def test_the_budget_as_asked(tmp_path: Path, setting: str, expected: float) -> None:
     fake = machine(tmp_path, total=2 << 30, available=2 << 30)
     assert Budgeter(setting, fake / "proc", fake / "cgroup").read().bytes == int(expected * (2 << 30))
+
+
+def test_a_budget_is_told_when_it_moves_below_what_the_model_takes(tmp_path: Path) -> None:
+    fake = machine(tmp_path, total=64 << 30, available=34 << 30)
+    told: list[tuple[str, str]] = []
+    ledger = SimpleNamespace(evicted_recently=np.zeros(1), resident=np.zeros(1), mapped=np.zeros(1),
+                             locked=np.zeros(1, bool))  # fmt: skip
+    budgeter = Budgeter("auto", fake / "proc", fake / "cgroup")
+    allowance = Allowance(budgeter, ledger, 10 << 30, lambda *event: told.append(event[1:]))  # type: ignore[arg-type]
+    for available in (34, 20, 30, 13):  # other programs come and go; there is room for the model
+        machine(tmp_path, total=64 << 30, available=available << 30)
+        allowance.read(0)
+    assert allowance.now.bytes == 11 << 30 and not told
+    for available in (6, 13):
+        machine(tmp_path, total=64 << 30, available=available << 30)
+        allowance.read(0)
+    assert [level for _, level in told] == ["warning", "info"]
+    assert "from 32.0 GiB to 4.00 GiB (MemAvailable)" in told[0][0]
 
 
 def test_the_narrowest_limit_counts(tmp_path: Path) -> None:

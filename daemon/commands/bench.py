@@ -30,7 +30,7 @@ def register(add: Add) -> None:
     bench.add_argument("-b", "--batch-size", type=_counts, default=[512], metavar="LIST",
                        help="tokens of a prompt per step (default: 512)")  # fmt: skip
     bench.add_argument("-r", "--repetitions", type=int, default=5, metavar="N", help="(default: 5)")
-    bench.add_argument("-t", "--threads", type=int, metavar="N", help="(default: all processors)")
+    bench.add_argument("-t", "--threads", type=int, metavar="N", help="(default: physical cores)")
     bench.add_argument("--isa", metavar="NAME", help="instruction set (default: the best, or HEARTHD_ISA)")
 
 

@@ -146,11 +146,3 @@ class Heat:
         self.counts += counts * 0.5 ** (days / HALF_LIFE_DAYS)
         self.saved_tokens = self.tokens()
         return ""
-
-
-def heat_path(state_directory: str, identity: str) -> Path:
-    """Where a model's heat is kept: the directory given, systemd's, or the XDG state directory."""
-    base = state_directory or os.environ.get("STATE_DIRECTORY", "").split(":")[0]
-    if not base:
-        base = os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "hearthd")
-    return Path(base) / f"heat-{identity}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,13 @@ from numpy.typing import NDArray
 
 from .. import protocol
 from . import tables
+from .allowance import Allowance
 from .arena import Arena, choose_arena
 from .audit import LOCK_SHARE, audit, census
-from .budget import Budgeter
-from .heat import Heat, heat_path
+from .budget import Budget, Budgeter
+from .heat import Heat
 from .keeper import Keeper
+from .kept_heat import SAVE_SECONDS, KeptHeat
 from .ledger import Ledger
 from .lookahead import EVERY, Lookahead
 from .orders import Orders
@@ -39,11 +40,9 @@ REFRESH_SHARE = 0.05  # of a core at most: a ledger that costs more is refreshed
 IDLE_TICK_SECONDS = 1.0  # while nothing runs, warms or is over the budget
 IDLE_REFRESH_SECONDS = 5.0
 IDLE_REFRESH_SHARE = 0.003
-TOLD_SHARE = 0.1  # of the budget: smaller moves are no event
 LONGEST_REFRESH_SECONDS = 15.0
 QUIET_TICKS = 20  # without movement, after which an unfinished plan counts as idle too
 WATCHED_SECONDS = 3.0  # so long after somebody has looked at the ledger it is kept fresh
-HEAT_SAVE_SECONDS = 60.0
 REPLAN_TOKENS = 256.0  # after so many tokens the order by heat is made anew
 
 
@@ -65,9 +64,10 @@ class Residency:
         pairs = np.asarray(table.layer)[chosen] * max(experts, 1) + np.asarray(table.expert)[chosen]
         self._pairs = len(np.unique(pairs))  # of layer and expert
         self.heat = Heat(layers if experts else 0, experts, int(model.hyper("expert_used_count") or 1))
+        self._kept = KeptHeat(self.heat, getattr(options, "state_directory", ""), model.identity, self._warn_heat)
         self.ledger = Ledger(mapping, table)
-        self.budgeter = budgeter or Budgeter(options.memory_budget)
-        self.budget = self.budgeter.read()
+        wanted = int(np.asarray(table.nbytes, dtype=np.int64).sum())
+        self._allowance = Allowance(budgeter or Budgeter(options.memory_budget), self.ledger, wanted, self._say_soon)
         self.unreadable = Unreadable(table, queue, getattr(model, "paths", []))
         self.warmer = Warmer(table, spans, queue, self.heat, options.experts, options.warm, self.unreadable.known)
         self.keeper = Keeper(mapping, spans, queue, table, self.ledger)
@@ -80,8 +80,6 @@ class Residency:
         self._progress = self.warmer.progress() | {"percent": 0.0}  # of when the state was decided: told together
         self.on_event: Callable[[protocol.EventNow], None] | None = None
         self._begun = False
-        self._heat_path: Path | None = None
-        self._heat_source = "not looked for yet"
         self._prefilling = False
         self._at_rest = False  # what is to be there is there
         self._tokens_since_plan = 0.0
@@ -89,7 +87,7 @@ class Residency:
         self._generating = False
         self._rates: list[tuple[float, int]] = []
         self._warm_rate = 0.0
-        self._said_dense = False
+        self._start_line = ""
         self._lock_said = False
         self._asleep = trio.Lock()
         self.arena = Arena(queue, spans)
@@ -97,8 +95,6 @@ class Residency:
         self.lookahead = Lookahead(used * float(self.keeper.nbytes[self.warmer.expert_ids].sum()))
         self._all_tokens = 0.0
         self._said_lookahead = "off"
-        self._said_budget = self.budget.bytes
-        self._budget_read = time.monotonic()
         self._recorder: Any = None
         self._wake = trio.Event()
         self._watched = 0.0
@@ -110,10 +106,15 @@ class Residency:
         if engine is not None:
             self.attach(engine)
 
+    @property
+    def budget(self) -> Budget:
+        """What may be resident now."""
+        return self._allowance.now
+
     def place(self, engine: Any) -> None:
         """Divide the model between the engine's teams, by earlier runs' heat. Blocks; before anything is populated."""
         if self.placement is not None:
-            self._load_heat()
+            self._kept.load()
             self.placement.attach(engine, self.heat.counts)
             self.warnings += self.placement.warnings
 
@@ -148,7 +149,7 @@ class Residency:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; saves heat on the way out."""
-        await trio.to_thread.run_sync(self._load_heat)
+        await trio.to_thread.run_sync(self._kept.load)
         if self._begun:
             self.warmer.plan(self.budget.bytes)
         self.begin()
@@ -177,8 +178,8 @@ class Residency:
                 self.warmer.plan(self.budget.bytes)
             # However long the ledger takes: a limit falls without a warning.
             pause = REFRESH_SECONDS if self._quiet == 0 or self._looked_at() else IDLE_REFRESH_SECONDS
-            if time.monotonic() - self._budget_read >= pause:
-                await trio.to_thread.run_sync(self._read_budget)
+            if self._allowance.age() >= pause:
+                await trio.to_thread.run_sync(self._allowance.read, self.arena.taken())
             if self.keeper.over(self.budget.bytes) > 0 or self.arena.taken() > 0:
                 await trio.to_thread.run_sync(self._make_room)
             await self._pause(IDLE_TICK_SECONDS if self._idle(warmed) else TICK_SECONDS, TICK_SECONDS)
@@ -209,33 +210,6 @@ class Residency:
             self._update_state()
         self._wake_up()
 
-    def _say_budget(self) -> None:
-        """When it is far from what was said last: a limit that shrinks in small steps is told as well."""
-        before, now = self._said_budget, self.budget.bytes
-        if abs(now - before) > before * TOLD_SHARE:
-            self._said_budget = now
-            self._say_soon("budget", f"the budget has moved from {gib(before)} to {gib(now)} ({self.budget.reason})",
-                           "warning" if now < before else "info")  # fmt: skip
-
-    def _read_budget(self) -> None:
-        """The limits and the brakes, as the ledger last saw what is resident. Blocks."""
-        self._budget_read = time.monotonic()
-        ledger = self.ledger
-        moved = self.budgeter.brake(
-            self._budget_read, int(ledger.evicted_recently.sum()), int(ledger.resident.sum())
-        )
-        self._look_at_limits()
-        if moved:
-            self._said_budget = self.budget.bytes
-            self._say_soon("budget", f"the budget is {gib(self.budget.bytes)} now ({self.budget.reason}, "
-                           f"{gib(self.budget.held_back)} held back)",
-                           "warning" if self.budget.held_back else "info")  # fmt: skip
-        self._say_budget()
-
-    def _look_at_limits(self) -> None:
-        locked = int(self.ledger.mapped[self.ledger.locked].sum())
-        self.budget = self.budgeter.read(locked + self.arena.taken())
-
     def _looked_at(self) -> bool:
         return time.monotonic() - self._watched < WATCHED_SECONDS
 
@@ -243,8 +217,7 @@ class Residency:
         """Down to the budget, the coldest first; what the arena frees goes back; who goes next. Blocks."""
         if self.arena.taken() > 0:
             # The kernel cannot take these pages back, so a limit that falls must be followed at once.
-            self._look_at_limits()
-            self._say_budget()
+            self._allowance.follow(self.arena.taken())
         self.keeper.trim(self.budget.bytes, self.heat.counts)
         self.arena.follow(self.expert_room(), self.budget.bytes, self.keeper, self.heat.counts)
 
@@ -315,9 +288,9 @@ class Residency:
         look = self.warmer.look()
         self._note_unreadable(look)
         progress = self.warmer.progress(look)
-        if not self._said_dense and progress["dense_seconds"] and self.ledger.measured_at:
-            self._said_dense = True
-            self._say("dense", self.start_line())
+        if not self._start_line and progress["dense_seconds"] and self.ledger.measured_at:
+            self._start_line = self.start_line()
+            self._say("dense", self._start_line)
         scope = self.warmer.scope
         if not dense_done:
             state = "serving-cold"
@@ -435,30 +408,19 @@ class Residency:
 
     # -- heat --------------------------------------------------------------------------------------------------------
 
-    def _load_heat(self) -> None:
-        if self._heat_path is not None:
-            return
-        if not self.heat.counts.size:
-            self._heat_source = "no experts"
-            return
-        self._heat_path = heat_path(getattr(self._options, "state_directory", ""), self._model.identity)
-        reason = self.heat.load(self._heat_path, self._model.identity)
-        self._heat_source = f"not loaded: {reason}" if reason else f"loaded from {self._heat_path}"
-
     def save(self) -> None:
-        """Write heat to the state directory. Blocks; never raises for want of a place to write."""
+        """Heat, and the trace if there is one. Blocks; never raises for want of a place to write."""
         if self._recorder is not None:
             self._recorder.save()
-        if self._heat_path is None or self.heat.tokens() < 1:
-            return
-        try:
-            self.heat.save(self._heat_path, self._model.identity)
-        except OSError as error:
-            log.warning("heat cannot be saved in %s: %s", self._heat_path.parent, error.strerror)
+        self._kept.save()
+
+    def _warn_heat(self, message: str) -> None:
+        self.warnings.append(protocol.Warning_(code="heat", message=message))
+        log.warning("%s", message)
 
     async def _save_heat(self) -> None:
         while True:
-            await trio.sleep(HEAT_SAVE_SECONDS)
+            await trio.sleep(SAVE_SECONDS)
             await trio.to_thread.run_sync(self.save)
 
     # -- what the service tells and asks -----------------------------------------------------------------------------
@@ -520,7 +482,7 @@ class Residency:
                 "given_back_bytes": self.keeper.given_back_bytes,
             },
             "heat": {
-                "used": used, "reason": reason, "source": self._heat_source, "tokens": self.heat.tokens(),
+                "used": used, "reason": reason, "source": self._kept.source, "tokens": self.heat.tokens(),
                 "effective_experts": [round(value, 2) for value in self.heat.effective().tolist()],
             },
             "budget": {
@@ -533,7 +495,10 @@ class Residency:
         }  # fmt: skip
 
     def start_line(self) -> str:
-        """`dense 7.90 GiB populated in 4.02 s, experts deferred 115 GiB, warming in background (budget 51.2 GiB)`."""
+        """`dense 7.90 GiB populated in 4.02 s, experts deferred 115 GiB, warming in background (budget 51.2 GiB)`, as
+        measured when the dense spans had come; until then, of now."""
+        if self._start_line:
+            return self._start_line
         dense, experts = self.census["dense"]["bytes"], self.census["expert"]["bytes"]
         seconds = self.warmer.progress()["dense_seconds"]
         parts = [f"dense {gib(dense)} " + (f"populated in {seconds:.2f} s" if seconds else "being populated")]

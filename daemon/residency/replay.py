@@ -38,8 +38,8 @@ class Trace:
         try:
             with np.load(path, allow_pickle=False) as file:
                 trace = cls(file["choices"], file["nbytes"], file["batch"], file["run"])
-        except (KeyError, EOFError, ValueError, BadZipFile) as error:
-            raise ValueError(f"{path}: not a routing trace: {error}") from None
+        except (KeyError, EOFError, ValueError, BadZipFile):
+            raise ValueError(f"{path}: not a routing trace, as hearthd --trace writes it") from None
         shape, sizes = trace.choices.shape, trace.nbytes.shape
         if len(shape) != 3 or len(sizes) != 2 or sizes[0] != shape[1] or trace.batch.shape != shape[:1]:
             raise ValueError(f"{path}: choices {shape}, nbytes {sizes} and batch {trace.batch.shape} do not match")
