@@ -133,3 +133,18 @@ def test_what_was_used_is_counted(tiny):
         steps, used, there = engine.expert_touched[0]
         assert steps == 1
         assert 0 < used <= there == h.n_expert
+
+
+@pytest.mark.parametrize("name", ["moe-f16.gguf", "moe-q4_k_s.gguf"])
+def test_the_last_layer_computes_only_what_wants_logits(tiny, name):
+    folder, facts, _ = tiny
+    tokens = np.array(facts["tokens"], np.int32)
+    with Opened(folder / name) as engine:
+        every, used = logits_of(engine, tokens)[0], engine.hyper.n_expert_used
+        before = engine.expert_counts.sum(axis=1)
+        session = engine.new_session()
+        assert engine.step([(session, tokens[:-3], "none")]) == [None]
+        (last,) = engine.step([(session, tokens[-3:], "last")])
+        seen = engine.expert_counts.sum(axis=1) - before
+        assert seen.tolist() == [len(tokens) * used] * (engine.hyper.n_layer - 1) + [used]
+        assert np.abs(last[0] - every[-1]).max() < 1e-2 * np.abs(every[-1]).max()

@@ -77,7 +77,7 @@ static void route_rows(hd_step *s, hd_worker *w, const hd_item *item) {
 
 /* out0: the chosen experts (int32), out1: their weights, from the logits in in0 and the bias w0. */
 int hd_op_route(hd_step *s, const hd_op *op, int32_t stage) {
-    if (stage == 0 && hd_share_rows(s, route_rows, s->n, 16 * (int64_t)s->p->buffers[op->in[0]].width) == HD_SHARE)
+    if (stage == 0 && hd_share_rows(s, route_rows, hd_rows(s, op), 16 * (int64_t)s->p->buffers[op->in[0]].width) == HD_SHARE)
         return HD_SHARE;
     hd_written(s, op->out[0]);
     hd_written(s, op->out[1]);
@@ -146,7 +146,7 @@ static int by_load(const void *a, const void *b) {
 /* Sort (row, slot) pairs by expert; note what is used; point every pair at its inputs and outputs. */
 static int group(hd_step *s, const hd_op *op) {
     const hd_program *p = s->p;
-    int32_t used = op->i[0], n = s->n, experts = p->n_experts, pairs = n * used;
+    int32_t used = op->i[0], n = hd_rows(s, op), experts = p->n_experts, pairs = n * used;
     const hd_weight *up = weight(s, op, UP), *down = weight(s, op, DOWN);
     int32_t *count = s->counts;
     memset(count, 0, sizeof(int32_t) * (size_t)(experts + 1));
@@ -174,7 +174,7 @@ static int group(hd_step *s, const hd_op *op) {
     /* An odd number of lines from pair to pair: a power of two would put the same columns of all in one set of the cache. */
     s->hidden_stride = (((size_t)up->rows + 15) & ~(size_t)15) | 16;
     s->out_stride = (((size_t)down->rows + 15) & ~(size_t)15) | 16;
-    hd_act kind = p->kernels->act_for(down->type, n);
+    hd_act kind = p->kernels->act_for(down->type, s->n);
     s->packed_stride = kind == HD_ACT_F32 ? 0 : p->kernels->act_bytes(kind, down->cols);
     size_t packed_floats = s->packed_stride / sizeof(float) * (size_t)pairs, packed_have = s->packed_bytes / sizeof(float);
     float *packed = (float *)s->pair_packed;
@@ -206,7 +206,7 @@ static int group(hd_step *s, const hd_op *op) {
             int32_t *record = t->records + t->used;
             record[0] = (int32_t)s->number;
             record[1] = op->layer;
-            record[2] = r;
+            record[2] = op->selected ? s->selected[r] : r;
             memcpy(record + 3, chosen, sizeof(int32_t) * (size_t)used);
             t->used += 3 + used;
         }
@@ -380,9 +380,9 @@ int hd_op_experts(hd_step *s, const hd_op *op, int32_t stage) {
             break;
         case PACK: {
             hd_act kind = p->kernels->act_for(up->type, s->n), gate_kind = gate ? p->kernels->act_for(gate->type, s->n) : kind;
-            if ((answer = hd_pack(s, op->in[0], kind, s->n)) != HD_DONE) return answer;
-            if ((answer = hd_pack(s, op->in[0], gate_kind, s->n)) != HD_DONE) return answer;
-            int32_t pairs = s->n * op->i[0];
+            if ((answer = hd_pack(s, op->in[0], kind, hd_rows(s, op))) != HD_DONE) return answer;
+            if ((answer = hd_pack(s, op->in[0], gate_kind, hd_rows(s, op))) != HD_DONE) return answer;
+            int32_t pairs = hd_rows(s, op) * op->i[0];
             const uint8_t **second = (const uint8_t **)(s->out0 + (size_t)p->max_rows * p->max_used);
             for (int32_t j = 0; j < pairs; j++) {
                 s->x[j] = hd_packed_row(s, op->in[0], kind, s->pair_row[j]);
@@ -418,7 +418,7 @@ int hd_op_experts(hd_step *s, const hd_op *op, int32_t stage) {
         case COMBINE:
             hold(s, op, 0);
             s->sub = END;
-            if ((answer = hd_share_rows(s, combine_rows, s->n, down->rows * op->i[0])) != HD_DONE) return answer;
+            if ((answer = hd_share_rows(s, combine_rows, hd_rows(s, op), down->rows * op->i[0])) != HD_DONE) return answer;
             break;
         default:
             hd_written(s, op->out[0]);

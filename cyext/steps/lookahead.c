@@ -80,7 +80,7 @@ int hd_op_lookahead(hd_step *s, const hd_op *op, int32_t stage) {
 
 void hd_lookahead_check(hd_step *s, const hd_op *op) {
     hd_lookahead *a = s->lookahead;
-    if (!a) return;
+    if (!a || hd_rows(s, op) != s->n) return; /* guessed for all rows, used by some */
     for (int32_t k = 0; k < 2; k++) {
         hd_guess *g = &a->guess[k];
         if (g->layer != op->layer || g->step != s->number) continue;

@@ -140,6 +140,10 @@ class Tensors:
         )
 
 
+# Operations whose rows neither see each other nor where they stand in the sequence.
+ROW_BY_ROW = frozenset({"norm", "matmul", "heads_matmul", "add", "scale", "activate", "copy", "route", "experts"})
+
+
 @dataclass(eq=False)
 class Value:
     """Rows of `width` floats that an operation makes. `selected`: only the rows that want logits."""
@@ -161,6 +165,10 @@ class _Call:
     floats: list[float] = field(default_factory=list)
     changes: list[Value] = field(default_factory=list)  # values changed in place
     selected: bool = False
+
+    def values(self) -> set[Value]:
+        """What it reads and writes."""
+        return {value for value in [*self.ins, *self.outs] if value is not None}
 
 
 @dataclass(frozen=True)
@@ -491,14 +499,50 @@ class Graph:
             )
             self._calls.insert(self._calls.index(place), call)
 
+    def _select_early(self) -> None:
+        """Move the selection of the rows that want logits up to where rows last see each other: what follows the last
+        layer's attention is done for these alone, and the rest of a prompt uses none of that layer's experts."""
+        select = next((call for call in self._calls if call.kind == "select"), None)
+        if select is None or select.ins[0] is None:
+            return
+        place = {call: at for at, call in enumerate(self._calls)}
+        users: dict[Value, list[_Call]] = {}
+        for call in self._calls:
+            for value in call.values():
+                users.setdefault(value, []).append(call)
+        late = {select}
+        wanted = {select.ins[0]: None}  # in order
+        for call in reversed(self._calls[: place[select]]):
+            after = (user for out in call.outs for user in users[out] if place[user] > place[call])
+            if call.kind in ROW_BY_ROW and not wanted.keys().isdisjoint(call.outs) and late.issuperset(after):
+                late.add(call)
+                wanted |= dict.fromkeys(value for value in call.ins if value is not None)
+        chosen: dict[Value, Value] = {}
+        for value in wanted:
+            early = [call for call in users[value] if value in call.outs and call not in late]
+            if early:
+                chosen[value] = Value(value.width, selected=True)
+                made = _Call("select", early[-1].layer, [value], [chosen[value]], selected=True)
+                self._calls.insert(self._calls.index(early[-1]) + 1, made)
+            else:
+                value.selected = True
+        late.remove(select)
+        for call in late:
+            call.selected = True
+        chosen[select.outs[0]] = chosen.get(select.ins[0], select.ins[0])
+        for call in [*late, *self._calls[self._calls.index(select) + 1 :]]:
+            call.ins = [chosen.get(value, value) if value is not None else None for value in call.ins]
+            call.outs = [chosen.get(value, value) for value in call.outs]
+        self._calls.remove(select)
+
     def finish(self) -> None:
         """Give every value a buffer that no living value has, and append the operations to the program."""
         self._add_lookahead()
+        self._select_early()
         last: dict[Value, int] = {}
         for at, call in enumerate(self._calls):
-            for value in [*call.ins, *call.outs]:
-                if value is not None:
-                    last[value] = at
+            for value in call.values():
+                last[value] = at
         free: dict[int, list[int]] = {}
         for at, call in enumerate(self._calls):
             for out in call.outs:
@@ -516,7 +560,7 @@ class Graph:
                 floats=floats,
                 selected=call.selected and call.kind != "select",
             )
-            for value in {v for v in [*call.ins, *call.outs] if v is not None}:
+            for value in call.values():
                 if last[value] == at:
                     free.setdefault(value.width, []).append(value.buffer)
 

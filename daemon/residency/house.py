@@ -20,7 +20,7 @@ from .allowance import Allowance
 from .arena import Arena, choose_arena
 from .audit import LOCK_SHARE, audit, census
 from .budget import Budget, Budgeter
-from .heat import Heat
+from .heat import Heat, evened
 from .keeper import Keeper
 from .kept_heat import SAVE_SECONDS, KeptHeat
 from .ledger import Ledger
@@ -100,7 +100,7 @@ class Residency:
         self._watched = 0.0
         self._quiet = 0
         self.orders = Orders(
-            spans, queue, self.warmer, self.keeper, lambda select: select_spans(select, table, self.heat.counts),
+            spans, queue, self.warmer, self.keeper, lambda select: select_spans(select, table, self.heat.evened()),
             lambda: self.budget.bytes, self._ordered,
         )  # fmt: skip
         if engine is not None:
@@ -115,7 +115,7 @@ class Residency:
         """Divide the model between the engine's teams, by earlier runs' heat. Blocks; before anything is populated."""
         if self.placement is not None:
             self._kept.load()
-            self.placement.attach(engine, self.heat.counts)
+            self.placement.attach(engine, self.heat.evened())
             self.warnings += self.placement.warnings
 
     def attach(self, engine: Any) -> None:
@@ -218,8 +218,9 @@ class Residency:
         if self.arena.taken() > 0:
             # The kernel cannot take these pages back, so a limit that falls must be followed at once.
             self._allowance.follow(self.arena.taken())
-        self.keeper.trim(self.budget.bytes, self.heat.counts)
-        self.arena.follow(self.expert_room(), self.budget.bytes, self.keeper, self.heat.counts)
+        heat = self.heat.evened()
+        self.keeper.trim(self.budget.bytes, heat)
+        self.arena.follow(self.expert_room(), self.budget.bytes, self.keeper, heat)
 
     async def _bring_home(self) -> None:
         """What was read apart while the model was cold moves into the mapping, when nothing else wants the disk."""
@@ -252,7 +253,7 @@ class Residency:
             before = self.heat.counts_seen()
             tokens = self.heat.update(self._engine.expert_counts)
             if tokens:
-                self.keeper.note_use((self.heat.counts_seen() - before).astype(np.float64), tokens)
+                self.keeper.note_use(evened(self.heat.counts_seen() - before), tokens)
         if self._recorder is not None:
             self._recorder.note(self.populated_bytes(), self.expert_room())
         self._tokens += tokens
@@ -401,7 +402,7 @@ class Residency:
             if not self._prefilling and await trio.to_thread.run_sync(placement.look):
                 await trio.to_thread.run_sync(placement.repair)
                 even = not self.heat.verdict()[0]
-                done = await trio.to_thread.run_sync(placement.follow, self.heat.counts, even)
+                done = await trio.to_thread.run_sync(placement.follow, self.heat.evened(), even)
                 if done:
                     self._say("numa", done)
             await trio.sleep(TICK_SECONDS if left else 1.0)

@@ -57,6 +57,7 @@ class Warmer:
         self._rows_only: Ids = table.rows_only
         self._whole: Ids = self.dense[~np.isin(self.dense, self._rows_only)]
         self.expert_ids: Ids = self._in_layer_order(ids[(self.expert >= 0) & ~unused])
+        self._last_layer = int(np.max(self.layer[self.expert_ids], initial=-1))
         self.planned = np.zeros(len(ids), dtype=bool)
         self.asked = np.zeros(len(ids), dtype=bool)  # by an operator's `warm`, whatever the plan says
         self.left_alone = np.zeros(len(ids), dtype=bool)  # by an operator's `defer`
@@ -88,7 +89,7 @@ class Warmer:
         ids = self.expert_ids
         if not len(ids) or not self._heat.verdict()[0]:
             return ids
-        heat = self._heat.counts[self.layer[ids], self.expert[ids]]
+        heat = self._heat.evened()[self.layer[ids], self.expert[ids]]
         return ids[np.argsort(-heat, kind="stable")]
 
     def begin(self, budget: int) -> None:
@@ -212,13 +213,15 @@ class Warmer:
         if self.warm == "off" or self.experts == "eager" or bool(self._settled()[self.expert_ids].all()):
             return
         chance = self._heat.chance(tokens or 512)
+        # In the last layer only the rows that want logits choose (Graph.finish).
+        chance[self._last_layer] = self._heat.chance(1)[self._last_layer]
         ids = self._not_left(self.expert_ids)
         likely = ids[chance[self.layer[ids], self.expert[ids]] >= LIKELY]
         if self._roomy:
             # A long prompt uses nearly all: whole blocks, which reach the page cache at the disk's full rate. A short
             # one is answered soonest by reading no byte too many; yet exact ranges come as single pages, of which a few
             # fill the disk's queue before everybody else, so what is asked for as a whole block is read as one.
-            nearly_all = len(likely) >= NEARLY_ALL * len(ids)
+            nearly_all = len(likely) >= NEARLY_ALL * np.count_nonzero(self.layer[ids] != self._last_layer)
             for cls in (DEMAND, ROUTED, CURSOR):
                 self._queue.set_cover(cls, WHOLE if nearly_all else ASKED)
             self._read_apart(() if nearly_all else (*SINGLE, CURSOR))
