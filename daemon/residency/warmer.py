@@ -23,7 +23,7 @@ GENERATING_RATE = 0.35  # share of the best disk rate seen that the sweep may us
 TIGHT_RATE = 1.0e6  # bytes per second
 FIRST_RATE = 1.0e9  # before a rate has been seen
 NEARLY_ALL = 0.9  # of the experts likely: then reading whole blocks wastes nothing
-EXACT, ASKED, MOST, HALF, WHOLE = 2.0, 1.0, 0.75, 0.5, 0.0  # see hd_populate's cover
+EXACT, ASKED, MOST, WHOLE = 2.0, 1.0, 0.75, 0.0  # see hd_populate's cover
 
 Ids = NDArray[np.int32]
 
@@ -114,7 +114,7 @@ class Warmer:
     def _set_usual_cover(self) -> None:
         for cls in (DEMAND, ROUTED, LOOKAHEAD):
             self._queue.set_cover(cls, MOST if self._roomy else EXACT)
-        self._queue.set_cover(CURSOR, HALF if self._roomy else EXACT)
+        self._queue.set_cover(CURSOR, WHOLE if self._roomy else EXACT)
         self._queue.set_cover(SWEEP, WHOLE if self._roomy else EXACT)
         self._read_apart(SINGLE if self._roomy else ())
 
