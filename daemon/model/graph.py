@@ -1,36 +1,26 @@
 """The vocabulary in which an architecture is written: tensors by name, operations as calls, values as results.
 
-Owns the translation into a program of cyext: numbers for tensors, buffers reused once a value is dead, and the
-lookahead that it adds by itself before each layer's experts. Knows no architecture.
+Owns what each operation is called and takes, and the numbers of tensors. What becomes of the calls is lowering's. Knows
+no architecture.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from hearthd.cyext import program as cy
+from hearthd.daemon.model.calls import Call, Value, Weight
 from hearthd.daemon.model.gguf import ModelError
+from hearthd.daemon.model.lowering import lower
 
 SILU, SWIGLU_OAI, SWIGLU_LIMIT, GELU, SIGMOID_GATE, SIGMOID, SILU_ONLY = range(7)
 SOFTMAX, SIGMOID_GATING, SOFTMAX_CHOSEN = range(3)
 
 F32 = 0
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A matrix, or one per expert: number in the program, [experts] x rows x cols."""
-
-    number: int
-    name: str
-    rows: int
-    cols: int
-    experts: int = 0
 
 
 class Tensors:
@@ -140,43 +130,12 @@ class Tensors:
         )
 
 
-# Operations whose rows neither see each other nor where they stand in the sequence.
-ROW_BY_ROW = frozenset({"norm", "matmul", "heads_matmul", "add", "scale", "activate", "copy", "route", "experts"})
-
-
-@dataclass(eq=False)
-class Value:
-    """Rows of `width` floats that an operation makes. `selected`: only the rows that want logits."""
-
-    width: int
-    selected: bool = False
-    buffer: int = -1
-    made_by: _Call | None = None
-
-
-@dataclass(eq=False)
-class _Call:
-    kind: str
-    layer: int
-    ins: list[Value | None]
-    outs: list[Value]
-    weights: list[Weight | None] = field(default_factory=list)
-    ints: list[int] = field(default_factory=list)
-    floats: list[float] = field(default_factory=list)
-    changes: list[Value] = field(default_factory=list)  # values changed in place
-    selected: bool = False
-
-    def values(self) -> set[Value]:
-        """What it reads and writes."""
-        return {value for value in [*self.ins, *self.outs] if value is not None}
-
-
 @dataclass(frozen=True)
 class Route:
     chosen: Value
     weights: Value
     used: int
-    call: _Call
+    call: Call
 
 
 class Graph:
@@ -184,15 +143,15 @@ class Graph:
 
     def __init__(self, program: cy.Program) -> None:
         self._program = program
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
         self._layer = 0
 
     def layer(self, number: int) -> None:
         """What follows belongs to this layer."""
         self._layer = number
 
-    def _call(self, kind: str, ins: Sequence[Value | None], outs: Sequence[Value], **rest: Any) -> _Call:
-        call = _Call(kind, self._layer, list(ins), list(outs), **rest)
+    def _call(self, kind: str, ins: Sequence[Value | None], outs: Sequence[Value], **rest: Any) -> Call:
+        call = Call(kind, self._layer, list(ins), list(outs), **rest)
         call.selected = any(v.selected for v in ins if v is not None) or (kind == "select")
         for out in outs:
             if out.made_by is None:
@@ -472,108 +431,9 @@ class Graph:
     def logits(self, x: Value, output: Weight) -> None:
         self._call("matmul", [x], [], weights=[output], ints=[0, 0, 0, 1])
 
-    # --- the program -------------------------------------------------------------------------------------------------
-
-    def _add_lookahead(self) -> None:
-        """Before each layer's experts: the next layer's router on this layer's state (norm, matmul, route)."""
-        routes = [c for c in self._calls if c.kind == "route"]
-        experts = {c.ins[1]: c for c in self._calls if c.kind == "experts"}
-        for here, after in itertools.pairwise(routes):
-            pattern, now = _router(after), _router(here)
-            use = experts.get(after.outs[0])
-            place = experts.get(here.outs[0])
-            if pattern is None or now is None or use is None or place is None:
-                continue
-            norm, matmul = pattern
-            state = now[0].ins[0]
-            assert state is not None
-            normed, logits = Value(state.width), Value(after.ins[0].width)  # type: ignore[union-attr]
-            call = _Call(
-                "lookahead",
-                here.layer,
-                [state],
-                [normed, logits],
-                weights=[norm.weights[0], matmul.weights[0], after.weights[0], *use.weights[:3], *matmul.weights[4:5]],
-                ints=[*after.ints, after.layer],
-                floats=[after.floats[0], norm.floats[0]],
-            )
-            self._calls.insert(self._calls.index(place), call)
-
-    def _select_early(self) -> None:
-        """Move the selection of the rows that want logits up to where rows last see each other: what follows the last
-        layer's attention is done for these alone, and the rest of a prompt uses none of that layer's experts."""
-        select = next((call for call in self._calls if call.kind == "select"), None)
-        if select is None or select.ins[0] is None:
-            return
-        place = {call: at for at, call in enumerate(self._calls)}
-        users: dict[Value, list[_Call]] = {}
-        for call in self._calls:
-            for value in call.values():
-                users.setdefault(value, []).append(call)
-        late = {select}
-        wanted = {select.ins[0]: None}  # in order
-        for call in reversed(self._calls[: place[select]]):
-            after = (user for out in call.outs for user in users[out] if place[user] > place[call])
-            if call.kind in ROW_BY_ROW and not wanted.keys().isdisjoint(call.outs) and late.issuperset(after):
-                late.add(call)
-                wanted |= dict.fromkeys(value for value in call.ins if value is not None)
-        chosen: dict[Value, Value] = {}
-        for value in wanted:
-            early = [call for call in users[value] if value in call.outs and call not in late]
-            if early:
-                chosen[value] = Value(value.width, selected=True)
-                made = _Call("select", early[-1].layer, [value], [chosen[value]], selected=True)
-                self._calls.insert(self._calls.index(early[-1]) + 1, made)
-            else:
-                value.selected = True
-        late.remove(select)
-        for call in late:
-            call.selected = True
-        chosen[select.outs[0]] = chosen.get(select.ins[0], select.ins[0])
-        for call in [*late, *self._calls[self._calls.index(select) + 1 :]]:
-            call.ins = [chosen.get(value, value) if value is not None else None for value in call.ins]
-            call.outs = [chosen.get(value, value) for value in call.outs]
-        self._calls.remove(select)
-
     def finish(self) -> None:
-        """Give every value a buffer that no living value has, and append the operations to the program."""
-        self._add_lookahead()
-        self._select_early()
-        last: dict[Value, int] = {}
-        for at, call in enumerate(self._calls):
-            for value in call.values():
-                last[value] = at
-        free: dict[int, list[int]] = {}
-        for at, call in enumerate(self._calls):
-            for out in call.outs:
-                if out.buffer < 0:
-                    pool = free.get(out.width, [])
-                    out.buffer = pool.pop() if pool else self._program.buffer(out.width)
-            floats = [f if math.isfinite(f) else 0.0 for f in call.floats]
-            self._program.op(
-                call.kind,
-                call.layer,
-                ins=[-1 if v is None else v.buffer for v in call.ins],
-                outs=[v.buffer for v in call.outs],
-                weights=[-1 if w is None else w.number for w in call.weights],
-                ints=call.ints,
-                floats=floats,
-                selected=call.selected and call.kind != "select",
-            )
-            for value in call.values():
-                if last[value] == at:
-                    free.setdefault(value.width, []).append(value.buffer)
-
-
-def _router(route: _Call) -> tuple[_Call, _Call] | None:
-    """The norm and the matmul that made a route's logits."""
-    matmul = route.ins[0].made_by if route.ins[0] else None
-    if matmul is None or matmul.kind != "matmul" or len(matmul.outs) != 1:
-        return None
-    norm = matmul.ins[0].made_by if matmul.ins[0] else None
-    if norm is None or norm.kind != "norm" or norm.changes:
-        return None
-    return norm, matmul
+        """Make the program of all calls so far."""
+        lower(self._calls, self._program)
 
 
 def _yarn(inverse: np.ndarray, width: int, base: float, yarn: dict[str, float]) -> tuple[np.ndarray, float]:

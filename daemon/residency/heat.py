@@ -25,7 +25,7 @@ FORMAT = 1
 
 def evened(counts: NDArray[Any]) -> NDArray[np.float64]:
     """Counts [layers, experts] with every layer scaled to the busiest one's total. Of a prompt the last layer's experts
-    see only the tokens that want logits (Graph.finish): for answers they are as much in demand as any."""
+    see only the tokens that want logits (lowering.select_early): for answers they are as much in demand as any."""
     total = counts.sum(axis=1, keepdims=True, dtype=np.float64)
     return np.asarray(np.divide(counts * total.max(initial=0.0), total, out=np.zeros(counts.shape), where=total > 0))
 

@@ -213,7 +213,7 @@ class Warmer:
         if self.warm == "off" or self.experts == "eager" or bool(self._settled()[self.expert_ids].all()):
             return
         chance = self._heat.chance(tokens or 512)
-        # In the last layer only the rows that want logits choose (Graph.finish).
+        # In the last layer only the rows that want logits choose (lowering.select_early).
         chance[self._last_layer] = self._heat.chance(1)[self._last_layer]
         ids = self._not_left(self.expert_ids)
         likely = ids[chance[self.layer[ids], self.expert[ids]] >= LIKELY]
