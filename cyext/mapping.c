@@ -109,13 +109,9 @@ int hd_mapping_small_pages(hd_mapping *m) {
 
 /* Read-ahead of exactly these pages: one call is cut off near the device's read-ahead size, the rest would be read page by
  * page. */
-static void read_exactly(const hd_mapping *m, int32_t file, uint64_t begin, uint64_t end) {
+void hd_read_ahead(const hd_mapping *m, int32_t file, uint64_t begin, uint64_t end) {
     const uint64_t step = m->huge ? HD_HUGE : 128 << 10;
     for (uint64_t at = begin; at < end; at += step) readahead(m->fd[file], (off_t)at, least(step, end - at));
-}
-
-void hd_read_ahead(const hd_mapping *m, int32_t file, uint64_t offset, uint64_t bytes) {
-    readahead(m->fd[file], (off_t)offset, bytes);
 }
 
 /* Pages of [at, at+bytes) that are not cached. `vec` holds a byte per page. */
@@ -157,7 +153,7 @@ static int populate_piece(const hd_mapping *m, int32_t file, uint64_t begin, uin
         if (!lost) continue;
         int entire = (float)(b - a) >= cover * (float)(whole - block);
         if (m->huge && !m->blind && entire) continue;
-        read_exactly(m, file, a, b);
+        hd_read_ahead(m, file, a, b);
     }
     out->read += read;
     out->cached += end - begin > read ? end - begin - read : 0;

@@ -34,8 +34,8 @@ int hd_mapping_small_pages(hd_mapping *m);
  * ENODATA: the file ends before the range does; failed_at says where. */
 int hd_populate(const hd_mapping *m, int32_t file, uint64_t offset, uint64_t bytes, float cover, hd_populated *out);
 
-/* Ask the disk for what of the range is not cached, and wait for nothing: whoever touches it does. */
-void hd_read_ahead(const hd_mapping *m, int32_t file, uint64_t offset, uint64_t bytes);
+/* Ask the disk for what of [begin, end) is not cached, and wait for nothing: whoever touches it does. */
+void hd_read_ahead(const hd_mapping *m, int32_t file, uint64_t begin, uint64_t end);
 
 /* Give back the pages wholly inside the range. *freed: bytes cached before and not after. */
 int hd_evict(const hd_mapping *m, int32_t file, uint64_t offset, uint64_t bytes, uint64_t *freed);

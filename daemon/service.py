@@ -123,8 +123,8 @@ class Service:
                 telemetry.say("engine", f"the model cannot be served: {error}", level="error")
                 self.stop(f"the model cannot be served: {error}", error)
                 return
-            gc.freeze()
-            gc.enable()
+            gc.freeze()  # what has been made stays
+            gc.enable()  # the command line turned it off
             self._tell_warnings()  # of the tokenizer, the template, placement and the trace
             self._scheduler.on_prefill = hearth.prefill
             self._scheduler.use(hearth.engine)

@@ -141,6 +141,7 @@ async def test_a_state_directory_that_cannot_be_is_told_at_the_start(houses: Any
         nursery.cancel_scope.cancel()
     messages = [warning.message for warning in house.residency.warnings if warning.code == "heat"]
     assert messages == [f"heat cannot be saved in {tmp_path}/file/state: Not a directory"]
+    assert [event.message for event in house.events if event.code == "heat"] == messages
 
 
 async def test_states_and_start_line_are_told_as_they_come(houses: Any) -> None:
@@ -237,11 +238,14 @@ async def test_percent_and_state_agree_where_memory_is_tight(houses: Any, warm: 
     assert {state for state, whole in seen if whole} == {"warm"} and ("warm", False) not in seen
 
 
-async def test_pages_that_the_kernel_took_are_mapped_again_between_requests(
-    houses: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger measures ten times a second."""
     for name in ("REFRESH_SECONDS", "IDLE_REFRESH_SECONDS"):
         monkeypatch.setattr(f"hearthd.daemon.residency.house.{name}", 0.1)
+
+
+async def test_pages_that_the_kernel_took_are_mapped_again_between_requests(houses: Any, often: None) -> None:
     house = houses()
     async with trio.open_nursery() as nursery:
         await nursery.start(house.residency.run)
@@ -369,11 +373,7 @@ async def test_what_cannot_be_read_is_named_and_trying_again_changes_no_state(
         nursery.cancel_scope.cancel()
 
 
-async def test_what_the_kernel_took_and_cannot_be_read_again_is_unreadable(
-    houses: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("REFRESH_SECONDS", "IDLE_REFRESH_SECONDS"):
-        monkeypatch.setattr(f"hearthd.daemon.residency.house.{name}", 0.1)
+async def test_what_the_kernel_took_and_cannot_be_read_again_is_unreadable(houses: Any, often: None) -> None:
     house = houses()
     async with trio.open_nursery() as nursery:
         await nursery.start(house.residency.run)
@@ -563,7 +563,7 @@ def test_the_audit_names_what_does_not_match(houses: Any) -> None:
 
 
 def test_heat_compares_layers_that_saw_different_numbers_of_tokens() -> None:
-    """The last layer's experts see only what wants logits; a layer that saw nothing stays without."""
+    """The last layer's experts see only what wants logits; of a layer that saw nothing, nothing is known."""
     heat = Heat(3, 4, 2)
-    heat.update(np.array([[10, 10, 0, 0], [2, 0, 0, 2], [0, 0, 0, 0]], dtype=np.uint64))
-    assert heat.evened().tolist() == [[10, 10, 0, 0], [10, 0, 0, 10], [0, 0, 0, 0]]
+    heat.update(np.array([[100, 100, 0, 0], [2, 0, 0, 2], [0, 0, 0, 0]], dtype=np.uint64))
+    assert heat.shares().tolist() == [[1, 1, 0, 0], [1, 0, 0, 1], [0.5] * 4]

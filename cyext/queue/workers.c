@@ -298,8 +298,10 @@ int32_t hd_queue_wait_any(hd_queue *q, const int32_t *spans, int32_t n, const _A
 
 void hd_queue_rows(hd_queue *q, int32_t span, uint64_t offset, uint64_t row_bytes, const int32_t *rows, int32_t n) {
     if (hdq_state(q, span) == HD_READY) return;
-    for (int32_t i = 0; i < n; i++)
-        hd_read_ahead(q->mapping, q->file[span], q->offset[span] + offset + (uint64_t)rows[i] * row_bytes, row_bytes);
+    for (int32_t i = 0; i < n; i++) {
+        uint64_t begin = q->offset[span] + offset + (uint64_t)rows[i] * row_bytes;
+        hd_read_ahead(q->mapping, q->file[span], begin, begin + row_bytes);
+    }
 }
 
 int hd_queue_error(hd_queue *q, int32_t span, uint64_t *file_offset) {

@@ -368,6 +368,7 @@ int hd_op_experts(hd_step *s, const hd_op *op, int32_t stage) {
     (void)stage;
     const hd_program *p = s->p;
     const hd_weight *gate = weight(s, op, GATE), *up = weight(s, op, UP), *down = weight(s, op, DOWN);
+    int32_t n = hd_rows(s, op);
     int answer;
     for (;;) {
         switch (s->sub) {
@@ -380,9 +381,9 @@ int hd_op_experts(hd_step *s, const hd_op *op, int32_t stage) {
             break;
         case PACK: {
             hd_act kind = p->kernels->act_for(up->type, s->n), gate_kind = gate ? p->kernels->act_for(gate->type, s->n) : kind;
-            if ((answer = hd_pack(s, op->in[0], kind, hd_rows(s, op))) != HD_DONE) return answer;
-            if ((answer = hd_pack(s, op->in[0], gate_kind, hd_rows(s, op))) != HD_DONE) return answer;
-            int32_t pairs = hd_rows(s, op) * op->i[0];
+            if ((answer = hd_pack(s, op->in[0], kind, n)) != HD_DONE) return answer;
+            if ((answer = hd_pack(s, op->in[0], gate_kind, n)) != HD_DONE) return answer;
+            int32_t pairs = n * op->i[0];
             const uint8_t **second = (const uint8_t **)(s->out0 + (size_t)p->max_rows * p->max_used);
             for (int32_t j = 0; j < pairs; j++) {
                 s->x[j] = hd_packed_row(s, op->in[0], kind, s->pair_row[j]);
@@ -418,7 +419,7 @@ int hd_op_experts(hd_step *s, const hd_op *op, int32_t stage) {
         case COMBINE:
             hold(s, op, 0);
             s->sub = END;
-            if ((answer = hd_share_rows(s, combine_rows, hd_rows(s, op), down->rows * op->i[0])) != HD_DONE) return answer;
+            if ((answer = hd_share_rows(s, combine_rows, n, down->rows * op->i[0])) != HD_DONE) return answer;
             break;
         default:
             hd_written(s, op->out[0]);

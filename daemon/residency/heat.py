@@ -23,13 +23,6 @@ NEAR_UNIFORM = 0.85  # effective experts / experts: above, the order by heat is 
 FORMAT = 1
 
 
-def evened(counts: NDArray[Any]) -> NDArray[np.float64]:
-    """Counts [layers, experts] with every layer scaled to the busiest one's total. Of a prompt the last layer's experts
-    see only the tokens that want logits (lowering.select_early): for answers they are as much in demand as any."""
-    total = counts.sum(axis=1, keepdims=True, dtype=np.float64)
-    return np.asarray(np.divide(counts * total.max(initial=0.0), total, out=np.zeros(counts.shape), where=total > 0))
-
-
 class Heat:
     """counts float64 [layers, experts]; `per_token` is how many experts a token uses in a layer."""
 
@@ -53,10 +46,6 @@ class Heat:
         self.counts *= 0.5 ** (tokens / self.half_life)
         self.counts += fresh
         return tokens
-
-    def evened(self) -> NDArray[np.float64]:
-        """[layers, experts], comparable between layers."""
-        return evened(self.counts)
 
     def counts_seen(self) -> NDArray[np.uint64]:
         """The engine's totals at the last update."""

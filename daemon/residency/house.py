@@ -20,7 +20,7 @@ from .allowance import Allowance
 from .arena import Arena, choose_arena
 from .audit import LOCK_SHARE, audit, census
 from .budget import Budget, Budgeter
-from .heat import Heat, evened
+from .heat import Heat
 from .keeper import Keeper
 from .kept_heat import SAVE_SECONDS, KeptHeat
 from .ledger import Ledger
@@ -64,7 +64,8 @@ class Residency:
         pairs = np.asarray(table.layer)[chosen] * max(experts, 1) + np.asarray(table.expert)[chosen]
         self._pairs = len(np.unique(pairs))  # of layer and expert
         self.heat = Heat(layers if experts else 0, experts, int(model.hyper("expert_used_count") or 1))
-        self._kept = KeptHeat(self.heat, getattr(options, "state_directory", ""), model.identity, self._warn_heat)
+        self._kept = KeptHeat(self.heat, getattr(options, "state_directory", ""), model.identity,
+                               lambda message: trio.from_thread.run_sync(self._warn, "heat", message))  # fmt: skip
         self.ledger = Ledger(mapping, table)
         wanted = int(np.asarray(table.nbytes, dtype=np.int64).sum())
         self._allowance = Allowance(budgeter or Budgeter(options.memory_budget), self.ledger, wanted, self._say_soon)
@@ -100,7 +101,7 @@ class Residency:
         self._watched = 0.0
         self._quiet = 0
         self.orders = Orders(
-            spans, queue, self.warmer, self.keeper, lambda select: select_spans(select, table, self.heat.evened()),
+            spans, queue, self.warmer, self.keeper, lambda select: select_spans(select, table, self.heat.counts),
             lambda: self.budget.bytes, self._ordered,
         )  # fmt: skip
         if engine is not None:
@@ -115,7 +116,7 @@ class Residency:
         """Divide the model between the engine's teams, by earlier runs' heat. Blocks; before anything is populated."""
         if self.placement is not None:
             self._kept.load()
-            self.placement.attach(engine, self.heat.evened())
+            self.placement.attach(engine, self.heat.counts)
             self.warnings += self.placement.warnings
 
     def attach(self, engine: Any) -> None:
@@ -127,7 +128,7 @@ class Residency:
             try:
                 self._recorder = Recorder(path, engine, self._table)
             except OSError as error:
-                self.warnings.append(protocol.Warning_(code="trace", message=f"{path}: {error.strerror}"))
+                self._warn("trace", f"{path}: {error.strerror}")
 
     def begin(self) -> None:
         """Queue the dense spans (and what --experts eager adds) at once. Cheap; `run` calls it if nobody has."""
@@ -218,9 +219,8 @@ class Residency:
         if self.arena.taken() > 0:
             # The kernel cannot take these pages back, so a limit that falls must be followed at once.
             self._allowance.follow(self.arena.taken())
-        heat = self.heat.evened()
-        self.keeper.trim(self.budget.bytes, heat)
-        self.arena.follow(self.expert_room(), self.budget.bytes, self.keeper, heat)
+        self.keeper.trim(self.budget.bytes, self.heat.counts)
+        self.arena.follow(self.expert_room(), self.budget.bytes, self.keeper, self.heat.counts)
 
     async def _bring_home(self) -> None:
         """What was read apart while the model was cold moves into the mapping, when nothing else wants the disk."""
@@ -253,7 +253,7 @@ class Residency:
             before = self.heat.counts_seen()
             tokens = self.heat.update(self._engine.expert_counts)
             if tokens:
-                self.keeper.note_use(evened(self.heat.counts_seen() - before), tokens)
+                self.keeper.note_use((self.heat.counts_seen() - before).astype(np.float64), tokens)
         if self._recorder is not None:
             self._recorder.note(self.populated_bytes(), self.expert_room())
         self._tokens += tokens
@@ -384,14 +384,18 @@ class Residency:
     def _running(self) -> bool:
         return self._engine is not None and self._engine.layer >= 0
 
+    def _warn(self, code: str, message: str) -> None:
+        """Told now, and as long as the daemon lives."""
+        self.warnings.append(protocol.Warning_(code=code, message=message))
+        self._say(code, message, "warning")
+
     def _say_soon(self, code: str, message: str, level: str) -> None:
         trio.from_thread.run_sync(self._say, code, message, level)
 
     def _say_lock(self) -> None:
         if self.keeper.lock_short and not self._lock_said:
             self._lock_said = True
-            self.warnings.append(protocol.Warning_(code="mlock-limit", message=self.keeper.lock_short))
-            self._say("mlock-limit", self.keeper.lock_short, "warning")
+            self._warn("mlock-limit", self.keeper.lock_short)
 
     async def _follow_placement(self) -> None:
         """Copies, a look at where pages lie, and what follows from it."""
@@ -402,7 +406,7 @@ class Residency:
             if not self._prefilling and await trio.to_thread.run_sync(placement.look):
                 await trio.to_thread.run_sync(placement.repair)
                 even = not self.heat.verdict()[0]
-                done = await trio.to_thread.run_sync(placement.follow, self.heat.evened(), even)
+                done = await trio.to_thread.run_sync(placement.follow, self.heat.counts, even)
                 if done:
                     self._say("numa", done)
             await trio.sleep(TICK_SECONDS if left else 1.0)
@@ -414,10 +418,6 @@ class Residency:
         if self._recorder is not None:
             self._recorder.save()
         self._kept.save()
-
-    def _warn_heat(self, message: str) -> None:
-        self.warnings.append(protocol.Warning_(code="heat", message=message))
-        log.warning("%s", message)
 
     async def _save_heat(self) -> None:
         while True:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,13 +22,17 @@ class KeptHeat:
     def __init__(self, heat: Heat, state_directory: str, identity: str, warn: Callable[[str], None]) -> None:
         self._heat, self._directory, self._identity, self._warn = heat, state_directory, identity, warn
         self._path: Path | None = None
+        self._loading = threading.Lock()
         self._warned = False
         self.source = "not looked for yet"
 
     def load(self) -> None:
-        """What an earlier run saved, if it has not been looked for. Blocks."""
-        if self._path is not None:
-            return
+        """What an earlier run saved, if it has not been looked for. Blocks, also while another thread looks."""
+        with self._loading:
+            if self._path is None:
+                self._load()
+
+    def _load(self) -> None:
         if not self._heat.counts.size:
             self.source = "no experts"
             return

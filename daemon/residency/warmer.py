@@ -89,7 +89,8 @@ class Warmer:
         ids = self.expert_ids
         if not len(ids) or not self._heat.verdict()[0]:
             return ids
-        heat = self._heat.evened()[self.layer[ids], self.expert[ids]]
+        # Shares: of a prompt, the last layer's experts see only the tokens that want logits (lowering.select_early).
+        heat = self._heat.shares()[self.layer[ids], self.expert[ids]]
         return ids[np.argsort(-heat, kind="stable")]
 
     def begin(self, budget: int) -> None:
