@@ -210,15 +210,15 @@ static bool take_tensor(cursor *c, hd_gguf_tensor *t)
     at = c->at;
     if (!take32(c, &t->n_dims, "a tensor's dimensions"))
         return false;
-    if (t->n_dims == 0 || t->n_dims > MAX_DIMS)
-        return fail(c, at, "%u dimensions; there may be 1 to 4", t->n_dims);
+    if (t->n_dims > MAX_DIMS) /* none: a scalar */
+        return fail(c, at, "%u dimensions; there may be up to 4", t->n_dims);
     for (uint32_t d = 0; d < MAX_DIMS; d++) {
         t->ne[d] = 1;
         if (d >= t->n_dims)
             continue;
         if (!take64(c, &t->ne[d], "a tensor's dimensions"))
             return false;
-        if (t->ne[d] == 0 || t->ne[d] > INT64_MAX)
+        if (t->ne[d] > INT64_MAX) /* 0: a tensor that only its name says something by */
             return fail(c, c->at - 8, "dimension %u is %llu", d, (unsigned long long)t->ne[d]);
     }
     at = c->at;
@@ -250,11 +250,11 @@ static bool take_start(cursor *c, hd_gguf_header *h)
     h->n_tensors = load64(c->data + 8);
     h->n_keys = load64(c->data + 16);
     c->at = 24;
-    /* The shortest entries there can be: 8+1+4+1 bytes of a key, 8+1+4+8+4+8 of a tensor. */
+    /* The shortest entries there can be: 8+1+4+1 bytes of a key, 8+1+4+4+8 of a tensor. */
     if (h->n_keys > (c->size - 24) / 14)
         return fail(c, 16, "%llu keys do not fit a file of %llu bytes", (unsigned long long)h->n_keys,
                     (unsigned long long)c->size);
-    if (h->n_tensors > (c->size - 24) / 33)
+    if (h->n_tensors > (c->size - 24) / 25)
         return fail(c, 8, "%llu tensors do not fit a file of %llu bytes", (unsigned long long)h->n_tensors,
                     (unsigned long long)c->size);
     return true;
@@ -295,26 +295,33 @@ static bool overlap(cursor *c, const hd_gguf_tensor *low, const hd_gguf_tensor *
     return true;
 }
 
-/* Files are written in order, so one comparison per tensor settles it; only a shuffled one is sorted. */
+/* Files are written in order, so one comparison per tensor settles it; only a shuffled one is sorted. What has no bytes
+ * lies nowhere. */
 static bool check_overlap(cursor *c, const hd_gguf_header *h)
 {
+    const hd_gguf_tensor *low = NULL;
     bool ordered = true;
-    for (uint64_t i = 1; i < h->n_tensors && ordered; i++)
-        ordered = h->tensors[i].offset >= h->tensors[i - 1].offset;
-    if (ordered) {
-        for (uint64_t i = 1; i < h->n_tensors; i++)
-            if (overlap(c, &h->tensors[i - 1], &h->tensors[i]))
-                return false;
-        return true;
+    for (uint64_t i = 0; i < h->n_tensors && ordered; i++) {
+        const hd_gguf_tensor *t = &h->tensors[i];
+        if (!t->nbytes)
+            continue;
+        ordered = !low || t->offset >= low->offset;
+        if (ordered && low && overlap(c, low, t))
+            return false;
+        low = t;
     }
+    if (ordered)
+        return true;
     place *order = malloc(h->n_tensors * sizeof *order);
     if (!order)
         return fail(c, c->at, "out of memory for %llu tensors", (unsigned long long)h->n_tensors);
+    uint64_t n = 0;
     for (uint64_t i = 0; i < h->n_tensors; i++)
-        order[i] = (place){h->tensors[i].offset, i};
-    qsort(order, h->n_tensors, sizeof *order, by_offset);
+        if (h->tensors[i].nbytes)
+            order[n++] = (place){h->tensors[i].offset, i};
+    qsort(order, n, sizeof *order, by_offset);
     bool good = true;
-    for (uint64_t i = 1; i < h->n_tensors && good; i++)
+    for (uint64_t i = 1; i < n && good; i++)
         good = !overlap(c, &h->tensors[order[i - 1].index], &h->tensors[order[i].index]);
     free(order);
     return good;
@@ -332,7 +339,7 @@ static bool place_tensors(cursor *c, hd_gguf_header *h, uint64_t file_size)
                         (unsigned long long)relative, (unsigned long long)h->alignment);
         if (__builtin_add_overflow(h->data_offset, relative, &start) || __builtin_add_overflow(start, t->nbytes, &end))
             return fail(c, h->data_offset, "its offset %llu is too large", (unsigned long long)relative);
-        if (end > file_size)
+        if (t->nbytes && end > file_size)
             return fail(c, file_size, "the file ends at byte %llu, but its data lies at bytes %llu to %llu",
                         (unsigned long long)file_size, (unsigned long long)start, (unsigned long long)end);
         t->offset = start;

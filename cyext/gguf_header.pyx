@@ -325,7 +325,9 @@ cdef object _fill(Header header, _Map held, hd_gguf_header *found):
         if name in names:
             raise HeaderError("the tensor occurs twice", t.name.at, tensor=name)
         names.add(name)
-        if t.n_dims == 1:
+        if t.n_dims == 0:
+            shape = ()
+        elif t.n_dims == 1:
             shape = (t.ne[0],)
         elif t.n_dims == 2:
             shape = (t.ne[0], t.ne[1])

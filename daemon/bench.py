@@ -72,9 +72,8 @@ def weight_bytes_per_token(table: Any, used: int) -> float:
     Experts of a layer are of one size, so which of them are routed to does not matter.
     """
     sizes = np.asarray(table.nbytes, dtype=np.float64)
-    expert = np.asarray(table.is_expert) & ~np.asarray(table.unused)
-    dense = ~np.asarray(table.is_expert) & ~np.asarray(table.unused)
-    total = float(sizes[dense].sum())
+    expert = np.asarray(table.is_expert)
+    total = float(sizes[~expert].sum())
     if "output.weight" in table.names:
         total -= float(sizes[table.dense("token_embd.weight")])
     if table.n_expert:
@@ -96,12 +95,12 @@ class Bench:
     ) -> None:
         from hearthd.cyext.mapping import Mapping
         from hearthd.cyext.spans import Spans
+        from hearthd.daemon.model import architectures
         from hearthd.daemon.model.engine import Engine
         from hearthd.daemon.model.gguf import open_model
-        from hearthd.daemon.model.spans import SpanTable
 
         self.model = open_model(path)
-        self.table = SpanTable.build(self.model)
+        self.table = architectures.check(self.model).table
         self.mapping = Mapping(self.model.paths)
         self.warm()
         cpus = len(os.sched_getaffinity(0))

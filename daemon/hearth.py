@@ -19,8 +19,8 @@ from . import protocol, topology
 from .config import Config, ConfigError
 from .model import architectures
 from .model.gguf import ModelError, open_model
+from .model.hyper import is_array
 from .model.sampling import Sampler
-from .model.spans import SpanTable
 from .residency import Residency, numa_audit
 from .residency.placement import Placement, choose
 
@@ -42,6 +42,12 @@ def _check_isa(name: str) -> None:
         raise ConfigError(f"HEARTHD_ISA: {error}") from None
 
 
+def tokens_named(metadata: Any) -> int:
+    """How many tokens the tokenizer's list has; 0 without one."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    return len(tokens) if is_array(tokens) else 0
+
+
 class Hearth:
     """One model, served by one daemon. Raises ModelError, ConfigError and OSError when it cannot be opened."""
 
@@ -56,13 +62,14 @@ class Hearth:
         if isa := os.environ.get("HEARTHD_ISA"):
             _check_isa(isa)
         self.model = open_model(config.model)
-        self.table = SpanTable.build(self.model)
-        architectures.check(self.model, self.table)
+        self.checked = architectures.check(self.model)
+        self.table = self.checked.table
         self.mapping = Mapping(self.model.paths)
         self.topology = topology.read()
         self.threads = config.threads or self.topology.threads
+        self._read_bytes = int(self.table.nbytes.sum())
         smallest = int(min(self.table.nbytes[self.table.expert >= 0], default=0))
-        self.numa = choose(config.numa, self.topology, self.threads, nbytes=self.model.nbytes, expert_bytes=smallest)
+        self.numa = choose(config.numa, self.topology, self.threads, nbytes=self._read_bytes, expert_bytes=smallest)
         self.spans = Spans(self.mapping, self.table.file, self.table.offset, self.table.nbytes, self.table.layer,
                            len(self.numa.teams))  # fmt: skip
         self.queue = PopulateQueue(self.spans, workers=WORKERS, background=BACKGROUND, piece=PIECE, nice=0,
@@ -79,22 +86,21 @@ class Hearth:
         self._audit()
 
     def _info(self) -> protocol.ModelInfo:
-        model, table = self.model, self.table
+        model, hyper = self.model, self.checked.hyper
         types: dict[str, int] = {}
         for tensor in model.tensors.values():
             types[tensor.type_name] = types.get(tensor.type_name, 0) + tensor.nbytes
-        embedding = model.tensors.get("token_embd.weight")
-        trained = int(model.hyper("context_length", 0) or 0)
         return protocol.ModelInfo(
             name=model.name,
             path=os.path.abspath(model.paths[0]),
             architecture=model.architecture,
             bytes=model.nbytes,
-            layers=table.n_layer,
-            experts=table.n_expert,
-            experts_used=int(model.hyper("expert_used_count", 0) or 0),
-            vocabulary=embedding.shape[1] if embedding is not None else 0,
-            context=min(self._config.context or DEFAULT_CONTEXT, trained or 1 << 30),
+            layers=hyper.n_layer,
+            layers_in_file=architectures.layers_of(model),
+            experts=hyper.n_expert,
+            experts_used=hyper.n_expert_used,
+            vocabulary=hyper.n_vocab,
+            context=min(self._config.context or DEFAULT_CONTEXT, hyper.n_context_train or 1 << 30),
             types=types,
         )
 
@@ -108,7 +114,14 @@ class Hearth:
         if self.threads > cores:
             self._warn("threads-over", f"{self.threads} threads on {cores} processors take turns and get slower")
 
-        self._warnings += numa_audit.audit(config.numa, self.numa, self.topology, self.model.nbytes, info.experts)
+        for code, text in self.checked.warnings():
+            self._warn(code, text)
+        if (named := tokens_named(self.model.metadata)) > info.vocabulary:
+            text = (f"the tokenizer knows {named} tokens, the embedding has {info.vocabulary} rows: a request with one "
+                    "of the others is refused")  # fmt: skip
+            self._warn("vocabulary-over-embedding", text)
+
+        self._warnings += numa_audit.audit(config.numa, self.numa, self.topology, self._read_bytes, info.experts)
 
     def _warn(self, code: str, message: str) -> None:
         self._warnings.append(protocol.Warning_(code=code, message=message))

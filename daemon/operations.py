@@ -196,6 +196,10 @@ class Operations:
         limit = self._hearth.engine.context
         if len(tokens) > limit:
             raise Refused("too-long", f"the prompt has {len(tokens)} tokens, the context holds {limit}", field)
+        rows = self._hearth.engine.hyper.n_vocab
+        if self._hearth.tokenizer.n_vocab > rows and max(tokens) >= rows:  # told as a warning when it was opened
+            message = f"{field}: token {max(tokens)} of its text is not among the {rows} that the model has"
+            raise Refused("bad-field", message, field)
 
     def _checked(self, tokens: list[int], field: str, limit: int = 0) -> list[int]:
         vocabulary = limit or self._hearth.engine.hyper.n_vocab

@@ -161,10 +161,12 @@ def test_experts_that_do_not_divide_or_are_missing_are_refused():
         SpanTable.build(imagine({"blk.99999999999.x.weight": ((32,), F32, 128)}))
 
 
-def test_layers_that_only_predict_further_tokens_are_unused():
-    model = imagine({f"blk.{i}.ffn_up_exps.weight": ((32, 4, 2), Q8_0, 272) for i in range(3)}, block_count=3,
-                    nextn_predict_layers=1)
-    assert SpanTable.build(model).unused.tolist() == [False] * 4 + [True] * 2
+def test_what_is_left_out_or_empty_has_no_span():
+    experts = {f"blk.{i}.ffn_up_exps.weight": ((32, 4, 2), Q8_0, 272) for i in range(3)}
+    model = imagine(experts | {"blk.0.ffn_gate_exps.weight": ((32, 0, 1 << 40), Q8_0, 0), "marker": ((0,), F32, 0)})
+    table = SpanTable.build(model, {"blk.2.ffn_up_exps.weight"})
+    assert table.layer.tolist() == [0, 0, 1, 1]
+    assert [table.names[i] for i in table.tensor] == ["blk.0.ffn_up_exps.weight"] * 2 + ["blk.1.ffn_up_exps.weight"] * 2
 
 
 def test_a_large_model_has_all_its_spans():

@@ -24,10 +24,11 @@ def run_status(given: argparse.Namespace) -> None:
         print_json(status)
         return
     model, stats = status.model, status.stats
+    beyond = f" of {model.layers_in_file} in the file" if model.layers_in_file > model.layers else ""
     lines = [
         ("state", stats.state_line()),
         ("model", f"{model.name or model.path} ({model.architecture}, {size(model.bytes)})"),
-        ("shape", f"{model.layers} layers, {model.experts} experts of which {model.experts_used} used, "
+        ("shape", f"{model.layers} layers{beyond}, {model.experts} experts of which {model.experts_used} used, "
                   f"vocabulary {model.vocabulary}, context {model.context}"),
         ("control", status.control),
         ("telemetry", status.telemetry),

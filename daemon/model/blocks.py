@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from hearthd.daemon.model.graph import SIGMOID, SIGMOID_GATING, SILU, SOFTMAX, Graph, Tensors, Value, Weight
+from hearthd.daemon.model.graph import (
+    SIGMOID,
+    SIGMOID_GATING,
+    SILU,
+    SOFTMAX,
+    SOFTMAX_CHOSEN,
+    Graph,
+    Tensors,
+    Value,
+    Weight,
+)
 from hearthd.daemon.model.hyper import Hyper, Keys
 
 Bias = tuple[Weight | None, Weight | None, Weight | None]
@@ -21,14 +31,19 @@ Bias = tuple[Weight | None, Weight | None, Weight | None]
 
 def rope_scaling(keys: Keys) -> dict[str, Any]:
     """How a model stretches its positions, as metadata says: arguments of Graph.rope."""
-    kind = keys("rope.scaling.type", "none")
-    factor = float(keys("rope.scaling.factor", 0.0)) or 1.0
+    kind = keys.choice("rope.scaling.type", {name: name for name in ("none", "linear", "yarn")}, "none")
+    factor = keys.real("rope.scaling.factor", 0.0, least=0.0, most=1e6) or 1.0
     if kind == "linear":
         return {"scale": 1.0 / factor}
     if kind == "yarn":
-        magnitude = (1.0 + 0.1 * math.log(factor)) * float(keys("rope.scaling.attn_factor", 1.0))
-        original = float(keys("rope.scaling.original_context_length"))
-        betas = {name: float(keys(f"rope.scaling.yarn_{name}", usual)) for name, usual in _BETAS.items()}
+        if factor < 1.0:
+            raise keys.bad("rope.scaling.factor", "positions are stretched, not shrunk")
+        attention = keys.real("rope.scaling.attn_factor", 1.0, least=1e-3, most=1e3)
+        magnitude = (1.0 + 0.1 * math.log(factor)) * attention
+        original = float(keys.whole("rope.scaling.original_context_length", least=1))
+        betas = {
+            name: keys.real(f"rope.scaling.yarn_{name}", usual, least=1e-3, most=1e6) for name, usual in _BETAS.items()
+        }
         return {"yarn": {"factor": factor, "original": original, "magnitude": magnitude, **betas}}
     return {}
 
@@ -40,7 +55,10 @@ def rope_factors(model: Tensors, width: int) -> np.ndarray | None:
     """`rope_freqs.weight`, by which the angles of each pair are divided, where the file has it."""
     if "rope_freqs.weight" not in model:
         return None
-    return model.values("rope_freqs.weight")[: width // 2].astype(np.float64)
+    factors = model.values("rope_freqs.weight", width // 2)[: width // 2].astype(np.float64)
+    if not (factors > 0).all():
+        raise model.fail("rope_freqs.weight", "angles cannot be divided by factors of zero or less")
+    return factors
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -63,7 +81,7 @@ class Attention:
 def attention_tensors(h: Hyper, t: Tensors, i: int, *, qk_norm: Literal["no", "head", "whole"] = "no") -> Attention:
     """Biases are optional everywhere: their being in the file decides."""
     p = f"blk.{i}."
-    heads, kv = h.n_head[i], h.n_head_kv[i]
+    heads, kv = h.heads(i)
     q, k, v = heads * h.head_k, kv * h.head_k, kv * h.head_v
     normed = qk_norm != "no" and p + "attn_q_norm.weight" in t
     whole = qk_norm == "whole"
@@ -162,7 +180,7 @@ def routed_tensors(h: Hyper, t: Tensors, i: int) -> Routed:
     gate, up = t.gate_up(i, n, ff, h.n_embd)
     shared = None
     if p + "up_shexp.weight" in t:
-        shared = feed_tensors(h, t, i, t.shape(p + "up_shexp.weight")[1], suffix="_shexp")
+        shared = feed_tensors(h, t, i, t.rows(p + "up_shexp.weight"), suffix="_shexp")
 
     def table(name: str, width: int) -> Weight | None:
         return t.table(p + name, n, width) if p + name in t else None
@@ -181,8 +199,33 @@ def routed_tensors(h: Hyper, t: Tensors, i: int) -> Routed:
 
 
 def gating(keys: Keys, usual: int = SOFTMAX) -> int:
-    """`expert_gating_func`: 1 softmax, 2 sigmoid; 0 or absent: the architecture's own."""
-    return {1: SOFTMAX, 2: SIGMOID_GATING}.get(int(keys("expert_gating_func", 0)), usual)
+    """`expert_gating_func`: 1 softmax, 2 sigmoid, 3 softmax of the chosen; 0 or absent: the architecture's own."""
+    known = {0: usual, 1: SOFTMAX, 2: SIGMOID_GATING, 3: SOFTMAX_CHOSEN}
+    return keys.choice("expert_gating_func", known, usual)
+
+
+def routing(keys: Keys, h: Hyper, usual: int = SOFTMAX, *, normalise: bool) -> dict[str, Any]:
+    """How a router's logits become a choice, as metadata says: arguments of Graph.route. usual, normalise: where it is
+    silent."""
+    groups = keys.whole("expert_group_count", 0)
+    chosen = keys.whole("expert_group_used_count", 0)
+    if groups > 1:
+        each = h.n_expert // groups
+        if h.n_expert % groups or each < 2:  # a group is judged by its two best
+            raise keys.bad("expert_group_count", f"{h.n_expert} experts do not divide into so many groups")
+        if not 1 <= chosen <= groups:
+            raise keys.bad("expert_group_used_count", f"there are {groups} groups (expert_group_count)")
+        if chosen * each < h.n_expert_used:
+            raise keys.bad(
+                "expert_group_used_count", f"so many groups do not have {h.n_expert_used} experts to be used"
+            )
+    return {
+        "gating": gating(keys, usual),
+        "normalise": keys.flag("expert_weights_norm", normalise),
+        "scale": keys.real("expert_weights_scale", 1.0, least=0.0, most=1000.0) or 1.0,
+        "groups": groups,
+        "groups_used": chosen,
+    }
 
 
 def feed_routed(

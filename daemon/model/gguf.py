@@ -36,15 +36,17 @@ FOREIGN = (
 
 
 class ModelError(Exception):
-    """A model that cannot be opened: which file, why, and at which tensor and byte where that is known."""
+    """A model that cannot be opened: which file, why, and at which tensor or key and byte where that is known."""
 
-    def __init__(self, path: str | os.PathLike[str], reason: str, tensor: str | None = None, byte: int | None = None):
+    def __init__(self, path: str | os.PathLike[str], reason: str, tensor: str | None = None, byte: int | None = None,
+                 key: str | None = None):
         self.path = os.fspath(path)
         self.reason = reason
         self.tensor = tensor
         self.byte = byte
+        self.key = key
         place = "" if byte is None else f" (byte {byte})"
-        subject = f"tensor {tensor}: " if tensor else ""
+        subject = f"tensor {tensor}: " if tensor else f"key {key}: " if key else ""
         super().__init__(f"{self.path}: {subject}{reason}{place}")
 
 
@@ -60,9 +62,9 @@ class Tensor(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row (shape[0] values)."""
+        """Bytes of one row (shape[0] values; a scalar is a row of one)."""
         block, size = TYPE_BLOCKS[self.type]
-        return self.shape[0] // block * size
+        return (self.shape[0] if self.shape else 1) // block * size
 
     @property
     def type_name(self) -> str:
@@ -137,7 +139,7 @@ def open_model(name: str | os.PathLike[str]) -> ModelFile:
             tensors[tensor] = Tensor(tensor, type_, shape, number, offset, nbytes)
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
-        raise ModelError(paths[0], "the metadata names no architecture (general.architecture)")
+        raise ModelError(paths[0], "the metadata names no architecture", key="general.architecture")
     return ModelFile(paths, headers, metadata, tensors)
 
 
@@ -193,8 +195,7 @@ def _read_header(path: str) -> gguf_header.Header:
     try:
         return gguf_header.parse(path)
     except gguf_header.HeaderError as error:
-        reason = f"key {error.key}: {error.what}" if error.key else error.what
-        raise ModelError(path, _foreign(path) or reason, error.tensor, error.byte) from error
+        raise ModelError(path, _foreign(path) or error.what, error.tensor, error.byte, error.key) from error
     except IsADirectoryError as error:
         raise ModelError(path, "this is a directory") from error
     except OSError as error:

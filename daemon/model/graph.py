@@ -15,44 +15,64 @@ import numpy as np
 from hearthd.cyext import program as cy
 from hearthd.daemon.model.calls import Call, Value, Weight
 from hearthd.daemon.model.gguf import ModelError
+from hearthd.daemon.model.hyper import MOST_WHOLE, Keys
 from hearthd.daemon.model.lowering import lower
 
 SILU, SWIGLU_OAI, SWIGLU_LIMIT, GELU, SIGMOID_GATE, SIGMOID, SILU_ONLY = range(7)
 SOFTMAX, SIGMOID_GATING, SOFTMAX_CHOSEN = range(3)
 
 F32 = 0
+MOST_VALUES = 1 << 20  # of a tensor whose values the graph is made of
 
 
 class Tensors:
-    """Names tensors and checks them. A mismatch raises ModelError with tensor, shape found and shape expected."""
+    """Names tensors and checks them. A mismatch raises ModelError with tensor, shape found and shape expected.
 
-    def __init__(self, model: Any, table: Any, program: Any) -> None:
+    model: a ModelFile; table: its SpanTable; program: takes the weights; keys: whose numbers the shapes were made of.
+    `read`: names that steps read; `looked_at`: names whose values the graph itself is made of.
+    """
+
+    def __init__(self, model: Any, table: Any, program: Any, keys: Keys | None = None) -> None:
         self._model = model
         self._table = table
         self._program = program
+        self._keys = keys
+        self.read: set[str] = set()
+        self.looked_at: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._model.tensors
 
-    def _fail(self, name: str, reason: str) -> ModelError:
+    def fail(self, name: str, reason: str) -> ModelError:
+        """The error about a tensor, to be raised."""
         return ModelError(self._model.paths[0], reason, tensor=name)
 
-    def _shape(self, name: str, expected: tuple[int, ...]) -> Any:
+    def _at_odds(self, name: str, reason: str) -> ModelError:
+        """The error about a tensor that is not what the metadata promises, with the numbers of that promise."""
+        said = self._keys.said() if self._keys is not None else ""
+        return self.fail(name, f"{reason}; the metadata says {said}" if said else reason)
+
+    def _find(self, name: str) -> Any:
         tensor = self._model.tensors.get(name)
         if tensor is None:
-            raise self._fail(name, "the tensor is missing")
+            raise self._at_odds(name, "the tensor is missing")
+        return tensor
+
+    def _shape(self, name: str, expected: tuple[int, ...]) -> Any:
+        tensor = self._find(name)
         found = tuple(tensor.shape)
         padded = found + (1,) * (len(expected) - len(found))
         if padded != expected:
-            raise self._fail(name, f"shape {list(found)} found, {list(expected)} expected (columns first)")
+            raise self._at_odds(name, f"shape {list(found)} found, {list(expected)} expected (columns first)")
+        if max(found, default=0) > MOST_WHOLE or tensor.nbytes == 0:
+            raise self.fail(name, f"shape {list(found)} is not one that can be computed with")
+        self.read.add(name)
         return tensor
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape in GGUF order (columns first); raises when absent."""
-        tensor = self._model.tensors.get(name)
-        if tensor is None:
-            raise self._fail(name, "the tensor is missing")
-        return tuple(tensor.shape)
+    def rows(self, name: str) -> int:
+        """Rows of a matrix; raises when absent."""
+        shape = tuple(self._find(name).shape)
+        return shape[1] if len(shape) > 1 else 1
 
     def matrix(self, name: str, rows: int, cols: int, *, depth: int = 1) -> Weight:
         """A dense matrix; depth > 1: that many of them stacked, as rows * depth."""
@@ -62,19 +82,28 @@ class Tensors:
         number = self._program.weight(t.type, rows * depth, cols, t.row_bytes, [span])
         return Weight(number, name, rows * depth, cols)
 
-    def values(self, name: str) -> np.ndarray:
-        """A small F32 tensor's values, read now: for what the graph itself is made of."""
-        t = self._model.tensors[name]
+    def values(self, name: str, least: int = 1) -> np.ndarray:
+        """At least so many values of a small F32 tensor, read now, all finite: for what the graph itself is made of.
+        Ones for a model that is only planned."""
+        t = self._find(name)
         if t.type != F32:
-            raise self._fail(name, f"type {t.type} found, F32 expected")
+            raise self.fail(name, f"type {t.type} found, F32 expected")
+        if not least <= math.prod(t.shape) <= MOST_VALUES:
+            raise self._at_odds(name, f"{math.prod(t.shape)} values found, {least} expected")
+        self.looked_at.add(name)
+        if not self._model.headers:
+            return np.ones(math.prod(t.shape), dtype=np.float32)
         with open(self._model.paths[t.file], "rb") as file:
             file.seek(t.offset)
-            return np.frombuffer(file.read(t.nbytes), dtype="<f4")
+            found = np.frombuffer(file.read(t.nbytes), dtype="<f4")
+        if len(found) < least or not np.isfinite(found).all():
+            raise self.fail(name, "its values are not all finite numbers")
+        return found
 
     def vector(self, name: str, n: int) -> Weight:
         t = self._shape(name, (n,))
         if t.type != F32:
-            raise self._fail(name, f"type {t.type} found, F32 expected for a vector")
+            raise self.fail(name, f"type {t.type} found, F32 expected for a vector")
         return Weight(self._program.weight(t.type, 1, n, t.row_bytes, [self._table.dense(name)]), name, 1, n)
 
     def optional_vector(self, name: str, n: int) -> Weight | None:
@@ -90,7 +119,7 @@ class Tensors:
         """A small F32 matrix that is read row by row (a bias for each expert)."""
         t = self._shape(name, (cols, rows))
         if t.type != F32:
-            raise self._fail(name, f"type {t.type} found, F32 expected for a table")
+            raise self.fail(name, f"type {t.type} found, F32 expected for a table")
         return Weight(
             self._program.weight(t.type, rows, cols, t.row_bytes, [self._table.dense(name)]), name, rows, cols
         )
@@ -100,9 +129,12 @@ class Tensors:
     ) -> Weight:
         """One matrix per expert, merged in `name` or split in one tensor each; first, whole: a view of some rows."""
         whole = rows if whole is None else whole
-        spans = self._table.experts(name)
+        try:
+            spans = self._table.experts(name)
+        except KeyError:
+            raise self._at_odds(name, "the tensor is missing") from None
         if len(spans) != experts:
-            raise self._fail(name, f"{len(spans)} experts found, {experts} expected")
+            raise self._at_odds(name, f"{len(spans)} experts found, {experts} expected")
         if name in self:
             t = self._shape(name, (cols, whole, experts))
         else:
@@ -112,7 +144,7 @@ class Tensors:
                 t = self._shape(f"{stem}.{e}.{kind}", (cols, whole))
                 types.add(t.type)
             if len(types) != 1:
-                raise self._fail(name, f"split experts of several types {sorted(types)}")
+                raise self.fail(name, f"split experts of several types {sorted(types)}")
         number = self._program.weight(t.type, rows, cols, t.row_bytes, spans, first * t.row_bytes)
         return Weight(number, name, rows, cols, experts)
 

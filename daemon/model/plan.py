@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from . import architectures
 from .gguf import TYPE_NAMES, ModelFile, Tensor, open_model
+from .hyper import Hyper
 from .shapes import Shape, find_shape
 from .spans import SpanTable
 from .synth import plan_tensors
@@ -53,25 +55,27 @@ def plan(model: ModelFile | Shape | str, machine: Machine, *, recipe: str | None
         made = imagine(model, recipe)
     else:
         made, recipe = model, None
-    table = SpanTable.build(made)
-    expert, needed = table.is_expert, ~table.unused
-    dense_bytes = int(table.nbytes[~expert & needed].sum())
-    expert_bytes = int(table.nbytes[expert & needed].sum())
-    cache = _cache(made, table)
+    checked = architectures.check(made)
+    hyper, table = checked.hyper, checked.table
+    expert = table.is_expert
+    dense_bytes = int(table.nbytes[~expert].sum())
+    expert_bytes = int(table.nbytes[expert].sum())
+    left_out = {reason: sum(made.tensors[name].nbytes for name in names) for reason, names in checked.left_out.items()}
+    cache = _cache(made, hyper)
     cache["context"] = context
     cache["bytes_at_context"] = cache["bytes_per_token"] * context + cache["state_bytes"]
     admitted = min(max(machine.budget - dense_bytes - cache["bytes_at_context"], 0), expert_bytes)
-    per_token = _per_token(made, table)
+    per_token = _per_token(made, table, hyper)
     return {
         "model": {
             "name": made.name, "architecture": made.architecture, "files": made.paths if made.headers else [],
             "recipe": recipe, "parameters": sum(prod(tensor.shape) for tensor in made.tensors.values()),
-            "layers": made.hyper("block_count", table.n_layer), "experts": table.n_expert,
-            "experts_used": made.hyper("expert_used_count", 0), "spans": len(table),
+            "layers": hyper.n_layer, "layers_in_file": architectures.layers_of(made), "experts": table.n_expert,
+            "experts_used": hyper.n_expert_used, "spans": len(table),
         },
         "machine": asdict(machine),
         "bytes": {"total": made.nbytes, "dense": dense_bytes, "experts": expert_bytes,
-                  "unused": int(table.nbytes[table.unused].sum())},
+                  "unused": sum(left_out.values()), "left_out": left_out},
         "types": {"dense": _by_type(made, table, ~expert), "experts": _by_type(made, table, expert)},
         "layers": _by_layer(table),
         "per_token": per_token,
@@ -84,7 +88,7 @@ def plan(model: ModelFile | Shape | str, machine: Machine, *, recipe: str | None
         },
         "options": [_option(experts, warm, machine, dense_bytes, expert_bytes, admitted, per_token)
                     for experts in ("defer", "eager") for warm in ("auto", "background", "before-ready", "off")],
-        "warnings": _warnings(table, machine, dense_bytes + cache["bytes_at_context"], expert_bytes),
+        "warnings": _warnings(checked, machine, dense_bytes + cache["bytes_at_context"], expert_bytes),
     }
 
 
@@ -163,49 +167,36 @@ def _by_layer(table: SpanTable) -> list[dict[str, int]]:
             for layer in [-1, *range(table.n_layer)]]
 
 
-def _per_token(model: ModelFile, table: SpanTable) -> dict[str, Any]:
+def _per_token(model: ModelFile, table: SpanTable, hyper: Hyper) -> dict[str, Any]:
     """Bytes of weights that one generated token reads, and the share of the experts that PROMPT tokens use between
     them if all experts are chosen alike often (uneven routing uses fewer)."""
-    used = int(model.hyper("expert_used_count", 0) or 0)
-    share = used / table.n_expert if table.n_expert else 0.0
-    needed = ~table.unused
+    share = hyper.n_expert_used / table.n_expert if table.n_expert else 0.0
     embedding = model.tensors.get("token_embd.weight")
     tied = "output.weight" not in model.tensors
     looked_up = 0 if embedding is None or tied else embedding.nbytes - embedding.row_bytes
     return {
-        "dense": int(table.nbytes[~table.is_expert & needed].sum()) - looked_up,
-        "experts": int(int(table.nbytes[table.is_expert & needed].sum()) * share),
+        "dense": int(table.nbytes[~table.is_expert].sum()) - looked_up,
+        "experts": int(int(table.nbytes[table.is_expert].sum()) * share),
         "prompt_tokens": PROMPT, "prompt_share": 1 - (1 - share) ** PROMPT if share else 0.0,
     }
 
 
-def _cache(model: ModelFile, table: SpanTable) -> dict[str, Any]:
+def _cache(model: ModelFile, hyper: Hyper) -> dict[str, Any]:
     """Bytes of keys and values per token, and of what does not grow: recurrent states of delta nets.
 
-    Keys and values are halves. Latent attention (key_length_mla) keeps one vector of key_length values.
+    Keys and values are halves. Latent attention keeps one compressed vector and its rotated part.
     """
-    layers = [int(name.split(".")[1]) for name in table.names
-              if name.endswith((".attn_k.weight", ".attn_kv_a_mqa.weight"))]
-    used = int(model.hyper("block_count", table.n_layer)) - int(model.hyper("nextn_predict_layers", 0) or 0)
-    heads, key = model.hyper("attention.head_count_kv", 0), model.hyper("attention.key_length", 0)
-    value = model.hyper("attention.value_length", key)
-    per_token = 0
-    for layer in (layer for layer in layers if layer < used):
-        if f"blk.{layer}.attn_kv_a_mqa.weight" in model.tensors:
-            per_token += model.tensors[f"blk.{layer}.attn_kv_a_mqa.weight"].shape[1] * HALF
-        elif key:
-            count = heads if isinstance(heads, int) else int(list(heads)[layer])
-            per_token += count * (key + value) * HALF
-        else:
-            rows = sum(model.tensors[f"blk.{layer}.attn_{part}.weight"].shape[1] for part in "kv")
-            per_token += rows * HALF
-    state = 0
-    for layer in range(used):
+    per_token = state = 0
+    for layer in range(hyper.n_layer):
+        latent = model.tensors.get(f"blk.{layer}.attn_kv_a_mqa.weight")
         convolution = model.tensors.get(f"blk.{layer}.ssm_conv1d.weight")
-        if convolution:
-            kernel, channels = convolution.shape
-            size = model.hyper("ssm.state_size", 0)
-            state += ((kernel - 1) * channels + model.hyper("ssm.inner_size", 0) * size) * STATE
+        if latent:
+            per_token += latent.shape[1] * HALF
+        elif convolution:
+            taps, channels = convolution.shape
+            state += ((taps - 1) * channels + hyper.more["inner"] * hyper.more["dk"]) * STATE
+        else:
+            per_token += hyper.n_head_kv[layer] * (hyper.head_k + hyper.head_v) * HALF
     return {"bytes_per_token": per_token, "bytes_per_1k": per_token * 1000, "state_bytes": state}
 
 
@@ -238,16 +229,16 @@ def _option(experts: str, warm: str, machine: Machine, dense: int, expert: int, 
     }
 
 
-def _warnings(table: SpanTable, machine: Machine, least: int, expert: int) -> list[dict[str, str]]:
+def _warnings(checked: architectures.Checked, machine: Machine, least: int, expert: int) -> list[dict[str, str]]:
     found = []
     if not expert:
         found.append({"code": "no-experts", "text": "this model has no expert spans: --experts changes nothing"})
     if least > machine.budget:
         found.append({"code": "dense-over-budget",
                       "text": "dense spans and the cache alone exceed the budget: every token will read from disk"})
-    if table.unused.any():
-        found.append({"code": "unused-layers",
-                      "text": "layers that only predict further tokens are never read"})
+    if "prediction" in checked.left_out:
+        found.append({"code": "unused-layers", "text": "layers that only predict further tokens are never read"})
+    found += [{"code": code, "text": text} for code, text in checked.warnings()]
     if not machine.disk_measured:
         found.append({"code": "disk-rate-assumed", "text": "seconds rest on an assumed disk rate"})
     return found

@@ -5,7 +5,7 @@ not divide into their experts. Holds no state: what is resident, hot or planned 
 """
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,8 +30,8 @@ class SpanTable:
     layer the dense ones before the experts, then the output. Arrays of one value per span:
 
     file int32; offset, nbytes uint64; layer int32 (-1 none); expert int32 (-1 dense); part int8 (index of PARTS, -1
-    dense); tensor int32 (index of `names`, the tensors' names as the files have them); unused bool (a layer that only
-    multi-token prediction needs: present in the file, never read).
+    dense); tensor int32 (index of `names`, the names of all the files' tensors). A tensor that is left out, or has no
+    bytes, has no span: nothing populates, locks or counts it.
     """
 
     file: Ints
@@ -41,7 +41,6 @@ class SpanTable:
     expert: Ints
     part: npt.NDArray[np.int8]
     tensor: Ints
-    unused: npt.NDArray[np.bool_]
     names: list[str]
     n_layer: int
     n_expert: int
@@ -97,9 +96,10 @@ class SpanTable:
         return sorted({int(name.split(".")[1]) for name in self._experts})
 
     @classmethod
-    def build(cls, model: ModelFile) -> "SpanTable":
-        """Classify every tensor of the model. ModelError for experts that do not divide or are not complete."""
-        return _Builder(model).build()
+    def build(cls, model: ModelFile, left_out: Collection[str] = ()) -> "SpanTable":
+        """Classify every tensor of the model but those `left_out`. ModelError for experts that do not divide or are not
+        complete."""
+        return _Builder(model, left_out).build()
 
 
 class _Group(NamedTuple):
@@ -113,10 +113,12 @@ class _Group(NamedTuple):
 
 
 class _Builder:
-    def __init__(self, model: ModelFile):
+    def __init__(self, model: ModelFile, left_out: Collection[str]):
         self.model = model
         self.names = list(model.tensors)
-        self.groups = [self._classify(tensor) for tensor in model.tensors.values()]
+        self.number = {name: number for number, name in enumerate(self.names)}
+        kept = [tensor for tensor in model.tensors.values() if tensor.nbytes and tensor.name not in left_out]
+        self.groups = [self._classify(tensor) for tensor in kept]
         self.n_layer = 1 + max((group.layer for group in self.groups), default=-1)
 
     def _classify(self, tensor: Tensor) -> _Group:
@@ -160,9 +162,6 @@ class _Builder:
         expert = spread([group.expert for group in groups], np.int32)
         layer = spread([group.layer for group in groups], np.int32)
         dense, experts = self._names(groups, first)
-        predictors = self.model.hyper("nextn_predict_layers", 0)
-        blocks = self.model.hyper("block_count", self.n_layer)
-        used = blocks - predictors if isinstance(predictors, int) and isinstance(blocks, int) else self.n_layer
         return SpanTable(
             file=spread([group.tensor.file for group in groups], np.int32),
             offset=spread([group.tensor.offset for group in groups], np.uint64) + nbytes * within.astype(np.uint64),
@@ -170,8 +169,7 @@ class _Builder:
             layer=layer,
             expert=np.where(expert >= 0, expert + within, DENSE).astype(np.int32),
             part=spread([group.part for group in groups], np.int8),
-            tensor=spread(order, np.int32),
-            unused=layer >= used,
+            tensor=spread([self.number[group.tensor.name] for group in groups], np.int32),
             names=self.names,
             n_layer=self.n_layer,
             n_expert=max((len(ids) for ids in experts.values()), default=0),

@@ -178,11 +178,10 @@ def mirrored(table: Any, heat: NDArray[np.float64], budget: int) -> Ids:
     first, while `budget` bytes last."""
     nbytes = np.asarray(table.nbytes, np.int64)
     expert, layer = np.asarray(table.expert), np.asarray(table.layer)
-    used = ~np.asarray(getattr(table, "unused", np.zeros(len(nbytes), bool)))
-    dense = np.flatnonzero((expert < 0) & used)
+    dense = np.flatnonzero(expert < 0)
     dense = dense[np.cumsum(nbytes[dense]) <= budget]
     left = budget - int(nbytes[dense].sum())
-    ids = np.flatnonzero((expert >= 0) & used)
+    ids = np.flatnonzero(expert >= 0)
     if not len(ids) or left <= 0:
         return dense.astype(np.int32)
     number = layer[ids].astype(np.int64) * int(table.n_expert) + expert[ids]

@@ -47,22 +47,20 @@ class Warmer:
         self.nbytes = np.asarray(table.nbytes, dtype=np.int64)
         self.layer = np.asarray(table.layer)
         self.expert = np.asarray(table.expert)
-        unused = np.asarray(getattr(table, "unused", np.zeros(len(self.nbytes), bool)))
         ids = np.arange(len(self.nbytes), dtype=np.int32)
         self._place = np.lexsort((table.offset, table.file)).astype(np.int32).argsort()
-        dense = self._in_layer_order(ids[(self.expert < 0) & ~unused])
+        dense = self._in_layer_order(ids[self.expert < 0])
         # What no layer owns (output, embedding: often half of all dense bytes) is wanted last; the rows of a table of
         # which steps read only some (see SpanTable.rows_only) wait until the disk is idle.
         self.dense: Ids = np.concatenate((dense[self.layer[dense] >= 0], dense[self.layer[dense] < 0]))
         self._rows_only: Ids = table.rows_only
         self._whole: Ids = self.dense[~np.isin(self.dense, self._rows_only)]
-        self.expert_ids: Ids = self._in_layer_order(ids[(self.expert >= 0) & ~unused])
+        self.expert_ids: Ids = self._in_layer_order(ids[self.expert >= 0])
         self._last_layer = int(np.max(self.layer[self.expert_ids], initial=-1))
         self.planned = np.zeros(len(ids), dtype=bool)
         self.asked = np.zeros(len(ids), dtype=bool)  # by an operator's `warm`, whatever the plan says
         self.left_alone = np.zeros(len(ids), dtype=bool)  # by an operator's `defer`
         self._left_out = np.zeros(len(ids), dtype=bool)  # of these, what would be planned but for that
-        self._used = ~unused
         self.scope = "nothing"
         self.started = time.monotonic()
         self.dense_seconds = 0.0
@@ -253,7 +251,7 @@ class Warmer:
 
     def complete(self, state: NDArray[np.uint8]) -> bool:
         """By these states there is nothing that could still be populated, planned or not."""
-        return bool(self._settled(state)[self._used].all())
+        return bool(self._settled(state).all())
 
     def progress(self, state: NDArray[np.uint8] | None = None, full: bool = False) -> dict[str, Any]:
         """Bytes planned, populated, failed and deferred by order, seconds, rate over all of it; percent of what is

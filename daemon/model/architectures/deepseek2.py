@@ -12,35 +12,29 @@ from dataclasses import dataclass
 
 from hearthd.daemon.model import blocks
 from hearthd.daemon.model.graph import Graph, Tensors, Value, Weight
-from hearthd.daemon.model.hyper import Hyper, Keys, common
+from hearthd.daemon.model.hyper import Hyper, Keys, common, rope_width
 
 
-def hyperparameters(keys: Keys, n_vocab: int) -> Hyper:
-    h = common(keys, n_vocab)
-    rotary = int(keys("rope.dimension_count"))
-    whole = int(keys("attention.key_length_mla"))
+def hyperparameters(keys: Keys) -> Hyper:
+    h = common(keys)
+    whole = keys.whole("attention.key_length_mla", least=2)
+    rotary = rope_width(keys, whole - 1)  # beside them at least one value that is not rotated
     scaling = blocks.rope_scaling(keys)
     temperature = 1.0
     if "yarn" in scaling:
-        log_multiplier = float(keys("rope.scaling.yarn_log_multiplier", 0.0))
+        log_multiplier = keys.real("rope.scaling.yarn_log_multiplier", 0.0, least=0.0, most=10.0)
         temperature = 1.0 + log_multiplier * math.log(scaling["yarn"]["factor"])
         scaling["yarn"]["magnitude"] = 1.0
     h.more = {
-        "dense": int(keys("leading_dense_block_count", 0)),
-        "q_lora": int(keys("attention.q_lora_rank", 0)),
-        "kv_lora": int(keys("attention.kv_lora_rank")),
+        "dense": keys.whole("leading_dense_block_count", 0, most=h.n_block),
+        "q_lora": keys.whole("attention.q_lora_rank", 0),
+        "kv_lora": keys.whole("attention.kv_lora_rank", least=1),
         "rotary": rotary,
         "plain": whole - rotary,
-        "value": int(keys("attention.value_length_mla")),
+        "value": keys.whole("attention.value_length_mla", least=1),
         "scale": whole**-0.5 * temperature**2,
         "scaling": scaling,
-        "routing": {
-            "gating": blocks.gating(keys),
-            "normalise": bool(keys("expert_weights_norm", False)),
-            "scale": float(keys("expert_weights_scale", 1.0)) or 1.0,
-            "groups": int(keys("expert_group_count", 0)),
-            "groups_used": int(keys("expert_group_used_count", 0)),
-        },
+        "routing": blocks.routing(keys, h, normalise=False),
     }
     return h
 
@@ -74,7 +68,7 @@ class Weights:
 def tensors(h: Hyper, t: Tensors) -> Weights:
     m, layers = h.more, []
     for i in range(h.n_layer):
-        p, heads = f"blk.{i}.", h.n_head[i]
+        p, (heads, _) = f"blk.{i}.", h.heads(i)
         rows, rank = heads * (m["plain"] + m["rotary"]), m["q_lora"]
         latent = Latent(
             norm=t.vector(p + "attn_norm.weight", h.n_embd),

@@ -10,14 +10,10 @@ from hearthd.daemon.model.graph import SIGMOID_GATING, Graph, Tensors
 from hearthd.daemon.model.hyper import Hyper, Keys, common
 
 
-def hyperparameters(keys: Keys, n_vocab: int) -> Hyper:
-    h = common(keys, n_vocab)
-    h.more["dense"] = int(keys("leading_dense_block_count", 0))
-    h.more["routing"] = {
-        "gating": blocks.gating(keys, SIGMOID_GATING),
-        "normalise": bool(keys("expert_weights_norm", True)),
-        "scale": float(keys("expert_weights_scale", 1.0)) or 1.0,
-    }
+def hyperparameters(keys: Keys) -> Hyper:
+    h = common(keys)
+    h.more["dense"] = keys.whole("leading_dense_block_count", 0, most=h.n_block)
+    h.more["routing"] = blocks.routing(keys, h, SIGMOID_GATING, normalise=True)
     h.more["scaling"] = blocks.rope_scaling(keys)
     return h
 

@@ -10,10 +10,11 @@ from hearthd.daemon.model.graph import Graph, Tensors
 from hearthd.daemon.model.hyper import Hyper, Keys, common
 
 
-def hyperparameters(keys: Keys, n_vocab: int) -> Hyper:
-    h = common(keys, n_vocab)
+def hyperparameters(keys: Keys) -> Hyper:
+    h = common(keys)
     h.n_ff_expert = h.n_ff_expert or h.n_ff
     h.more["scaling"] = blocks.rope_scaling(keys)
+    h.more["gating"] = blocks.gating(keys)
     return h
 
 
@@ -29,4 +30,4 @@ def tensors(h: Hyper, t: Tensors) -> Weights:
 
 def graph(h: Hyper, w: Weights, g: Graph) -> None:
     rope = g.rope(h.rope_width, h.rope_base, factors=w.rope_factors, **h.more["scaling"])
-    decoder.graph(h, w.decoder, g, rope, neox=False)
+    decoder.graph(h, w.decoder, g, rope, neox=False, gating=h.more["gating"])

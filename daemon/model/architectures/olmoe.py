@@ -7,10 +7,11 @@ from hearthd.daemon.model.graph import Graph, Tensors
 from hearthd.daemon.model.hyper import Hyper, Keys, common
 
 
-def hyperparameters(keys: Keys, n_vocab: int) -> Hyper:
-    h = common(keys, n_vocab)
+def hyperparameters(keys: Keys) -> Hyper:
+    h = common(keys)
     h.n_ff_expert = h.n_ff_expert or h.n_ff
     h.more["scaling"] = blocks.rope_scaling(keys)
+    h.more["gating"] = blocks.gating(keys)
     return h
 
 
@@ -19,4 +20,5 @@ def tensors(h: Hyper, t: Tensors) -> decoder.Weights:
 
 
 def graph(h: Hyper, w: decoder.Weights, g: Graph) -> None:
-    decoder.graph(h, w, g, g.rope(h.rope_width, h.rope_base, **h.more["scaling"]), normalise=False)
+    rope = g.rope(h.rope_width, h.rope_base, **h.more["scaling"])
+    decoder.graph(h, w, g, rope, gating=h.more["gating"], normalise=False)

@@ -7,8 +7,8 @@ from hearthd.daemon.model.graph import Graph, Tensors
 from hearthd.daemon.model.hyper import Hyper, Keys, common
 
 
-def hyperparameters(keys: Keys, n_vocab: int) -> Hyper:
-    h = common(keys, n_vocab)
+def hyperparameters(keys: Keys) -> Hyper:
+    h = common(keys)
     h.more["scaling"] = blocks.rope_scaling(keys)
     return h
 

@@ -16,17 +16,25 @@ from hearthd.daemon.model.hyper import Hyper, Keys, common
 L2_EPSILON = 1e-6
 
 
-def hyperparameters(keys: Keys, n_vocab: int) -> Hyper:
-    h = common(keys, n_vocab)
+def hyperparameters(keys: Keys) -> Hyper:
+    h = common(keys)
     h.more = {
-        "interval": int(keys("full_attention_interval", 4)),
-        "taps": int(keys("ssm.conv_kernel")),
-        "dk": int(keys("ssm.state_size")),
-        "key_heads": int(keys("ssm.group_count")),
-        "value_heads": int(keys("ssm.time_step_rank")),
-        "inner": int(keys("ssm.inner_size")),
+        "interval": keys.whole("full_attention_interval", 4, least=1),
+        "taps": keys.whole("ssm.conv_kernel", least=1),
+        "dk": keys.whole("ssm.state_size", least=1),
+        "key_heads": keys.whole("ssm.group_count", least=1),
+        "value_heads": keys.whole("ssm.time_step_rank", least=1),
+        "inner": keys.whole("ssm.inner_size", least=1),
         "scaling": blocks.rope_scaling(keys),
+        "gating": blocks.gating(keys),
     }
+    values, inner = h.more["value_heads"], h.more["inner"]
+    if values % h.more["key_heads"]:
+        raise keys.bad("ssm.group_count", f"so many heads of keys cannot be shared by {values} heads of values alike")
+    if inner % values:
+        raise keys.bad("ssm.inner_size", f"so many values do not divide into {values} heads")
+    if h.head_v > h.head_k:
+        raise keys.bad("attention.value_length", f"each value has a gate, of which a head has {h.head_k}")
     return h
 
 
@@ -81,7 +89,7 @@ def tensors(h: Hyper, t: Tensors) -> Weights:
 
 
 def full(h: Hyper, t: Tensors, i: int) -> Full:
-    p, heads, kv = f"blk.{i}.attn_", h.n_head[i], h.n_head_kv[i]
+    p, (heads, kv) = f"blk.{i}.attn_", h.heads(i)
     return Full(
         q=t.matrix(p + "q.weight", 2 * heads * h.head_k, h.n_embd),
         k=t.matrix(p + "k.weight", kv * h.head_k, h.n_embd),
@@ -158,5 +166,5 @@ def graph(h: Hyper, w: Weights, g: Graph) -> None:
         else:
             x = g.add(x, attend_linear(g, h, layer.attention, a))
         f = g.rms_norm(x, layer.norm, h.epsilon)
-        x = g.add(x, blocks.feed_routed(g, h, layer.experts, f))
+        x = g.add(x, blocks.feed_routed(g, h, layer.experts, f, gating=h.more["gating"]))
     blocks.finish(g, h, w.ends, x)

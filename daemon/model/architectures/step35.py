@@ -7,27 +7,26 @@ from dataclasses import dataclass
 import numpy as np
 from hearthd.daemon.model import blocks
 from hearthd.daemon.model.graph import SIGMOID_GATING, SILU, SWIGLU_LIMIT, Graph, Tensors, Weight
-from hearthd.daemon.model.hyper import Hyper, Keys, common
+from hearthd.daemon.model.hyper import BASES, Hyper, Keys, common, rope_width
 
 
-def hyperparameters(keys: Keys, n_vocab: int) -> Hyper:
-    h = common(keys, n_vocab)
-    layers = int(keys("block_count"))
+def hyperparameters(keys: Keys) -> Hyper:
+    h = common(keys)
+    h.rope_width = rope_width(keys, h.head_k, part=2)  # full layers rotate half of what windowed ones do
     h.more = {
-        "dense": int(keys("leading_dense_block_count", 0)),
-        "every": int(keys("moe_every_n_layers", 1)),
-        "window": int(keys("attention.sliding_window")),
-        "windowed": [bool(on) for on in keys.per_layer("attention.sliding_window_pattern", layers)],
-        "window_base": float(keys("rope.freq_base_swa", h.rope_base)),
-        "clamp": [float(limit) for limit in keys.per_layer("swiglu_clamp_exp", layers, 0.0)],
-        "clamp_shared": [float(limit) for limit in keys.per_layer("swiglu_clamp_shexp", layers, 0.0)],
-        "routing": {
-            "gating": blocks.gating(keys, SIGMOID_GATING),
-            "normalise": bool(keys("expert_weights_norm", True)),
-            "scale": float(keys("expert_weights_scale", 1.0)) or 1.0,
-        },
+        "dense": keys.whole("leading_dense_block_count", 0, most=h.n_block),
+        "every": keys.whole("moe_every_n_layers", 1, least=1),
+        "window": keys.whole("attention.sliding_window", least=1),
+        "windowed": keys.flags("attention.sliding_window_pattern", h.n_block),
+        "window_base": keys.real("rope.freq_base_swa", h.rope_base, **BASES),
+        "clamp": keys.reals("swiglu_clamp_exp", h.n_block, 0.0, **LIMITS),
+        "clamp_shared": keys.reals("swiglu_clamp_shexp", h.n_block, 0.0, **LIMITS),
+        "routing": blocks.routing(keys, h, SIGMOID_GATING, normalise=True),
     }
     return h
+
+
+LIMITS = {"least": 0.0, "most": 1e6}  # of an activation; 0: none
 
 
 @dataclass
