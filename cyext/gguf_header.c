@@ -151,10 +151,11 @@ static bool take_key(cursor *c, hd_gguf_key *key)
 {
     uint64_t at = c->at;
     memset(key, 0, sizeof *key);
-    if (!take_text(c, &key->name, "a key's name"))
+    /* Until it has a name, an error names the key before it. */
+    if (!take_text(c, &key->name, "the next key's name"))
         return false;
     if (key->name.length == 0 || key->name.length > MAX_KEY)
-        return fail(c, at, "a key's name has %llu bytes", (unsigned long long)key->name.length);
+        return fail(c, at, "the next key's name has %llu bytes", (unsigned long long)key->name.length);
     c->error->where = key->name;
     at = c->at;
     if (!take32(c, &key->type, "a value's type"))
@@ -358,7 +359,6 @@ static bool parse(cursor *c, hd_gguf_header *h, uint64_t file_size)
         if (!table)
             return false;
         h->keys = table;
-        c->error->where = (hd_gguf_text){0, 0};
         if (!take_key(c, &h->keys[i]) || !find_alignment(c, h, &h->keys[i]))
             return false;
     }

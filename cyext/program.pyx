@@ -8,6 +8,7 @@ from libc.stdlib cimport calloc, malloc, free, realloc
 from libc.string cimport memset
 
 import numpy as np
+from hearthd.cyext import operands
 
 
 KV_BLOCK = HD_KV_BLOCK
@@ -75,7 +76,7 @@ cdef class State:
         cdef int64_t need = (tokens + HD_KV_BLOCK - 1) // HD_KV_BLOCK
         if need <= self.n_blocks:
             return True
-        if need - self.n_blocks > len(self.program.free_blocks):
+        if need - self.n_blocks > self.program.blocks_left():
             return False
         if need > self.capacity:
             grown = <int32_t *>realloc(self.blocks, sizeof(int32_t) * <size_t>need)
@@ -84,7 +85,7 @@ cdef class State:
             self.blocks = grown
             self.capacity = <int32_t>need
         while self.n_blocks < need:
-            self.blocks[self.n_blocks] = self.program.free_blocks.pop()
+            self.blocks[self.n_blocks] = self.program.take_block()
             self.program.touch_block(self.blocks[self.n_blocks])
             self.n_blocks += 1
         return True
@@ -116,7 +117,9 @@ cdef class Program:
     cdef object spans, queue, teams, owner
     cdef int32_t stop_flag, layer_now
     cdef list keep, ops, weights, buffers, streams, ropes
-    cdef public list free_blocks
+    cdef object shapes             # of all these, for the check of operations
+    cdef public list free_blocks   # that were used before; those from next_block on never were
+    cdef int64_t next_block
     cdef readonly object expert_counts, expert_touched, reads
     cdef readonly list nodes
     cdef object touched_blocks
@@ -144,6 +147,7 @@ cdef class Program:
         self.layer_now = -1
         self.keep, self.ops, self.weights, self.buffers, self.streams, self.ropes = [], [], [], [], [], []
         self.free_blocks = []
+        self.shapes = operands.Program(self.buffers, [], [], [], n_layers, n_experts, max_used, vocabulary, 0)
         self.nodes = []
         self.reads = self.touched_blocks = None
         self.expert_counts = np.zeros((max(n_layers, 1), max(n_experts, 1)), dtype=np.uint64)
@@ -163,6 +167,7 @@ cdef class Program:
     def weight(self, int type, int64_t rows, int64_t cols, size_t row_bytes, spans, size_t offset=0):
         cdef object ids = np.ascontiguousarray(spans, dtype=np.int32)
         self.weights.append((type, rows, cols, row_bytes, ids, offset))
+        self.shapes.weights.append(operands.Matrix(rows, cols, len(ids)))
         return len(self.weights) - 1
 
     def buffer(self, int width):
@@ -173,17 +178,20 @@ cdef class Program:
         """What each token keeps: heads x width halves. Blocks hold KV_BLOCK tokens of all streams."""
         offset = sum(h * w * 2 * HD_KV_BLOCK for h, w, _ in self.streams)
         self.streams.append((heads, width, offset))
+        self.shapes.streams.append((heads, width))
         return len(self.streams) - 1
 
     def rope(self, inverse, float magnitude=1.0):
         """inverse: float64 [n_rot / 2], radians per position of each pair; magnitude scales cosine and sine."""
         self.ropes.append((np.ascontiguousarray(inverse, dtype=np.float64), magnitude))
+        self.shapes.ropes.append(2 * len(inverse))
         return len(self.ropes) - 1
 
     def state(self, size_t floats):
         """Recurrent state of so many floats per session; the offset of this part."""
         at = self.p.state_floats
         self.p.state_floats += floats
+        self.shapes.state = self.p.state_floats
         return at
 
     def op(self, kind, int layer, ins=(), outs=(), weights=(), ints=(), floats=(), bint selected=False):
@@ -191,6 +199,7 @@ cdef class Program:
             raise ValueError(f"{kind}: too many operands")
         if len(ints) > HD_OP_INTS or len(floats) > HD_OP_FLOATS:
             raise ValueError(f"{kind}: too many parameters")
+        operands.check(kind, layer, ins, outs, weights, ints, self.shapes)
         self.ops.append((OPERATIONS[kind], layer, tuple(ins), tuple(outs), tuple(weights), tuple(ints), tuple(floats), selected))
 
     def set_split(self, int split, owner=None):
@@ -254,6 +263,16 @@ cdef class Program:
             result.append((spans, offset, rows, row_bytes, how, unit))
         return result
 
+    cdef int64_t blocks_left(self):
+        return len(self.free_blocks) + self.n_blocks - self.next_block
+
+    cdef int32_t take_block(self):
+        """One of blocks_left()."""
+        if self.free_blocks:
+            return self.free_blocks.pop()
+        self.next_block += 1
+        return <int32_t>(self.next_block - 1)
+
     cdef touch_block(self, int32_t block):
         """Give a block its pages, each on the node of the team that will read them. Once: it keeps them."""
         cdef uint8_t *base
@@ -302,7 +321,7 @@ cdef class Program:
             p.buffers[i].stride = (width + 15) & ~15
             p.buffers[i].data = <float *>hd_program_memory(p, p.buffers[i].stride * p.max_rows * sizeof(float))
             if p.buffers[i].data is NULL:
-                raise MemoryError("buffers")
+                raise MemoryError(f"no memory for {p.max_rows} rows of {width} values")
         p.n_streams = <int32_t>len(self.streams)
         p.streams = <hd_stream *>calloc(max(p.n_streams, 1), sizeof(hd_stream))
         for i, (heads, width, offset) in enumerate(self.streams):
@@ -337,11 +356,10 @@ cdef class Program:
         if self.pool_bytes:
             p.pool = <uint8_t *>hd_memory_new(self.pool_bytes)
             if p.pool is NULL:
-                raise MemoryError("KV pool")
+                raise MemoryError(f"no memory for the keys and values of {pool_tokens} tokens, {self.pool_bytes} bytes")
             if self.p.node_mask:
                 hd_memory_small_pages(p.pool)
                 self.touched_blocks = bytearray(self.n_blocks)
-        self.free_blocks = list(range(self.n_blocks - 1, -1, -1))
         cdef uint64_t[:, ::1] counts = self.expert_counts
         cdef uint64_t[:, ::1] touched = self.expert_touched
         p.expert_counts = <void *>&counts[0, 0]

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from hearthd.cyext import gguf_header
 
+from .hyper import shown
+
 SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 CACHE_NAME = re.compile(r"^(?P<org>[\w.-]+)/(?P<repo>[\w.-]+)(?::(?P<file>[^:]+))?$")
 
@@ -222,19 +224,29 @@ def _foreign(path: str) -> str | None:
 def _check_shards(paths: list[str], headers: list[gguf_header.Header]) -> None:
     """The files must say of themselves what their names say: split.no, split.count and split.tensors.count."""
     for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
-        count = header.metadata.get("split.count", len(paths) if len(paths) > 1 else 0)
-        if len(paths) == 1 and isinstance(count, int) and count > 1:
+        count = _number(path, header, "split.count", len(paths) if len(paths) > 1 else 0)
+        if len(paths) == 1 and count > 1:
             raise ModelError(path, f"this is one of {count} shards, but its name does not end in "
-                                   f"-0000N-of-{count:05d}.gguf, so the others cannot be found")
+                                   f"-0000N-of-{count:05d}.gguf, so the others cannot be found", key="split.count")
         if len(paths) > 1 and count != len(paths):
-            raise ModelError(path, f"it says that {count} shards belong together, its name says {len(paths)}")
-        own = header.metadata.get("split.no", number)
+            raise ModelError(path, f"it says that {count} shards belong together, its name says {len(paths)}",
+                             key="split.count")
+        own = _number(path, header, "split.no", number)
         if own != number:
-            raise ModelError(path, f"it says that it is shard number {own} (from 0), its name says {number}")
-    total = headers[0].metadata.get("split.tensors.count")
+            raise ModelError(path, f"it says that it is shard number {own} (from 0), its name says {number}",
+                             key="split.no")
+    total = _number(paths[0], headers[0], "split.tensors.count", -1)
     found = sum(header.n_tensors for header in headers)
-    if len(paths) > 1 and total is not None and total != found:
-        raise ModelError(paths[0], f"the shards hold {found} tensors together, {total} are promised")
+    if len(paths) > 1 and total not in (-1, found):
+        raise ModelError(paths[0], f"the shards hold {found} tensors together, {total} are promised",
+                         key="split.tensors.count")
+
+
+def _number(path: str, header: gguf_header.Header, key: str, default: int) -> int:
+    value = header.metadata.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ModelError(path, f"{shown(value)} is no whole number", key=key)
+    return value
 
 
 def _cache_directory() -> Path:

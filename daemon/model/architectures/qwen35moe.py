@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hearthd.daemon.model import blocks
 from hearthd.daemon.model.graph import SIGMOID_GATE, SILU, Graph, Tensors, Value, Weight
-from hearthd.daemon.model.hyper import Hyper, Keys, common
+from hearthd.daemon.model.hyper import MOST_WHOLE, Hyper, Keys, common
 
 L2_EPSILON = 1e-6
 
@@ -33,6 +33,8 @@ def hyperparameters(keys: Keys) -> Hyper:
         raise keys.bad("ssm.group_count", f"so many heads of keys cannot be shared by {values} heads of values alike")
     if inner % values:
         raise keys.bad("ssm.inner_size", f"so many values do not divide into {values} heads")
+    if inner * h.more["dk"] * h.n_layer > MOST_WHOLE:
+        raise keys.bad("ssm.state_size", f"with {inner} values (ssm.inner_size) the state of a sequence is too large")
     if h.head_v > h.head_k:
         raise keys.bad("attention.value_length", f"each value has a gate, of which a head has {h.head_k}")
     return h
