@@ -212,12 +212,12 @@ def routing(keys: Keys, h: Hyper, usual: int = SOFTMAX, *, normalise: bool) -> d
     if groups > 1:
         each = h.n_expert // groups
         if h.n_expert % groups or each < 2:  # a group is judged by its two best
-            raise keys.bad("expert_group_count", f"{h.n_expert} experts do not divide into so many groups")
+            raise keys.bad("expert_group_count", f"{h.n_expert} experts (expert_count) do not divide so")
         if not 1 <= chosen <= groups:
             raise keys.bad("expert_group_used_count", f"there are {groups} groups (expert_group_count)")
         if chosen * each < h.n_expert_used:
             raise keys.bad(
-                "expert_group_used_count", f"so many groups do not have {h.n_expert_used} experts to be used"
+                "expert_group_used_count", f"they do not have {h.n_expert_used} experts (expert_used_count)"
             )
     return {
         "gating": gating(keys, usual),

@@ -39,15 +39,18 @@ class Keys:
 
     Every reader raises BadKey for a value of another type or out of its bounds, and for a missing key without default;
     a default is the caller's own and is not checked. n_vocab, n_embd: rows and columns of the embedding; layers: of
-    which the file has tensors.
+    which the file has tensors; predicting: numbers of those that have tensors for predicting further tokens.
     """
 
-    def __init__(self, metadata: Mapping[str, Any], n_vocab: int, n_embd: int, layers: int) -> None:
+    def __init__(
+        self, metadata: Mapping[str, Any], n_vocab: int, n_embd: int, layers: int, predicting: list[int]
+    ) -> None:
         self._metadata = metadata
         self.architecture: str = metadata["general.architecture"]
         self.n_vocab = n_vocab
         self.n_embd = n_embd
         self.layers = layers
+        self.predicting = predicting
         self.seen: dict[str, int] = {}  # whole numbers that were read: what shapes are made of
 
     def __contains__(self, name: str) -> bool:
@@ -211,7 +214,7 @@ class Hyper:
         if heads < 1:
             raise BadKey(f"{self.architecture}.attention.head_count", f"layer {layer} attends with {heads} heads")
         if kv < 1 or heads % kv:
-            reason = f"{kv} heads of keys cannot be shared by {heads} heads of queries (layer {layer})"
+            reason = f"{kv} heads of keys cannot be shared by {heads} (attention.head_count) of queries, layer {layer}"
             raise BadKey(f"{self.architecture}.attention.head_count_kv", reason)
         return heads, kv
 
@@ -225,11 +228,14 @@ def common(keys: Keys) -> Hyper:
     blocks = keys.whole("block_count", least=1)
     predicting = keys.whole("nextn_predict_layers", 0)  # the last layers serve multi-token prediction only
     if predicting >= blocks:
-        raise keys.bad("nextn_predict_layers", f"of {blocks} layers at least one must run")
+        raise keys.bad("nextn_predict_layers", f"of {blocks} layers (block_count) at least one must run")
     layers = blocks - predicting
     # Before any list of that length is made. Files exist that have left the predicting layers out.
     if not layers <= keys.layers <= blocks:
-        raise keys.bad("block_count", f"the tensors have {keys.layers} layers, {layers} are to run")
+        raise keys.bad("block_count", f"there are tensors of {keys.layers} layers, {layers} are to run")
+    if keys.predicting != list(range(layers, keys.layers)):
+        which = ", ".join(map(str, keys.predicting)) or "none"
+        raise keys.bad("nextn_predict_layers", f"of {blocks} layers (block_count), those with tensors for it are {which}")
     embd = keys.whole("embedding_length", least=1)
     if embd != keys.n_embd:
         raise keys.bad("embedding_length", f"rows of token_embd.weight have {keys.n_embd} values")
@@ -254,7 +260,7 @@ def common(keys: Keys) -> Hyper:
         n_ff_shared=keys.whole("expert_shared_feed_forward_length", 0),
         epsilon=keys.real("attention.layer_norm_rms_epsilon", 1e-6, **EPSILONS),
         rope_base=keys.real("rope.freq_base", 10000.0, **BASES),
-        rope_width=rope_width(keys, head_k),
+        rope_width=rope_width(keys, head_k, head_k),
     )
     if experts and not 1 <= h.n_expert_used <= experts:
         raise keys.bad(
@@ -263,14 +269,13 @@ def common(keys: Keys) -> Hyper:
     return h
 
 
-def rope_width(keys: Keys, head: int, *, part: int = 1, name: str = "rope.dimension_count") -> int:
-    """Elements of a head that are rotated, in pairs: all `head` unless the metadata says fewer. part: a rope that takes
-    only the first of so many equal parts must find pairs there, too."""
-    width = keys.whole(name, head, least=2, most=MOST_WHOLE)
-    if width > head:
-        raise keys.bad(name, f"a head has {head} values, more cannot be rotated")
-    if width < 2 or width % (2 * part):
-        raise keys.bad(
-            name, f"{width} values of a head cannot be rotated in pairs" + (f" by {part}ths" if part > 1 else "")
-        )
+def rope_width(keys: Keys, most: int, default: int | _Required = REQUIRED, *, part: int = 1) -> int:
+    """Elements of a head that are rotated, in pairs: at most so many. part: a rope that takes only the first of so many
+    equal parts must find pairs there, too."""
+    width = keys.whole("rope.dimension_count", default)
+    name = "rope.dimension_count" if "rope.dimension_count" in keys else "attention.key_length"
+    if not 2 <= width <= most:
+        raise keys.bad(name, f"not within 2 to the {most} values that can be rotated")
+    if width % (2 * part):
+        raise keys.bad(name, f"{width // part} values of a head cannot be rotated in pairs")
     return width

@@ -17,6 +17,7 @@ from ..hyper import MOST_WHOLE, BadKey, Hyper, Keys
 from ..spans import SpanTable
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
+_PREDICTION = re.compile(r"blk\.(\d+)\.nextn\.")
 _SENSES = re.compile(r"(v|a|mm|resampler|adapter)\.")  # of encoders, which have files of their own elsewhere
 
 KNOWN: dict[str, str] = {
@@ -58,7 +59,8 @@ def _read(model: ModelFile) -> tuple[ModuleType, Keys, Hyper]:
         raise ModelError(model.paths[0], "the tensor is missing", tensor="token_embd.weight")
     if len(embedding.shape) != 2 or embedding.nbytes == 0 or max(embedding.shape) > MOST_WHOLE:
         raise ModelError(model.paths[0], f"shape {list(embedding.shape)} is no vocabulary", tensor="token_embd.weight")
-    keys = Keys(model.metadata, embedding.shape[1], embedding.shape[0], layers_of(model))
+    predicting = sorted({int(found[1]) for name in model.tensors if (found := _PREDICTION.match(name))})
+    keys = Keys(model.metadata, embedding.shape[1], embedding.shape[0], layers_of(model), predicting)
     try:
         return module, keys, module.hyperparameters(keys)
     except BadKey as error:

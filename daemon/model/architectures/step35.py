@@ -12,7 +12,7 @@ from hearthd.daemon.model.hyper import BASES, Hyper, Keys, common, rope_width
 
 def hyperparameters(keys: Keys) -> Hyper:
     h = common(keys)
-    h.rope_width = rope_width(keys, h.head_k, part=2)  # full layers rotate half of what windowed ones do
+    h.rope_width = rope_width(keys, h.head_k, h.head_k, part=2)  # full layers rotate half of what windowed ones do
     h.more = {
         "dense": keys.whole("leading_dense_block_count", 0, most=h.n_block),
         "every": keys.whole("moe_every_n_layers", 1, least=1),
