@@ -202,11 +202,11 @@ static bool take_tensor(cursor *c, hd_gguf_tensor *t)
 {
     uint64_t at = c->at;
     memset(t, 0, sizeof *t);
-    c->error->where = (hd_gguf_text){0, 0};
-    if (!take_text(c, &t->name, "a tensor's name"))
+    /* Until it has a name, an error names the tensor before it. */
+    if (!take_text(c, &t->name, "the next tensor's name"))
         return false;
     if (t->name.length == 0 || t->name.length > MAX_NAME)
-        return fail(c, at, "a tensor's name has %llu bytes", (unsigned long long)t->name.length);
+        return fail(c, at, "the next tensor's name has %llu bytes", (unsigned long long)t->name.length);
     c->error->where = t->name;
     at = c->at;
     if (!take32(c, &t->n_dims, "a tensor's dimensions"))
@@ -364,6 +364,7 @@ static bool parse(cursor *c, hd_gguf_header *h, uint64_t file_size)
     }
     room = 0;
     c->error->in_tensor = true;
+    c->error->where = (hd_gguf_text){0, 0};
     for (uint64_t i = 0; i < h->n_tensors; i++) {
         hd_gguf_tensor *table = grow(c, h->tensors, i, &room, sizeof *h->tensors);
         if (!table)

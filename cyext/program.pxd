@@ -6,6 +6,8 @@ cdef extern from "kernels/kernels.h" nogil:
     ctypedef struct hd_kernels:
         const char *name
         int32_t panel
+        void *unpack[]
+    enum: HD_TYPE_COUNT
     const hd_kernels *hd_kernels_for(const char *name, const char **why)
     enum: HD_KV_BLOCK
 

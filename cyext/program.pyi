@@ -7,6 +7,8 @@ import numpy.typing as npt
 KV_BLOCK: int
 OPERATIONS: dict[str, int]
 
+def computes(type: int) -> bool: ...
+
 class Failed(RuntimeError):
     kind: str
     span: int

@@ -21,6 +21,11 @@ OPERATIONS = {
 }
 
 
+def computes(int type):
+    """Whether there are kernels for matrices of this type: some types are for other things than weights."""
+    return 0 <= type < HD_TYPE_COUNT and hd_kernels_for(b"c", NULL).unpack[type] is not NULL
+
+
 class Failed(RuntimeError):
     """A step did not end well. kind: "stopped", "fault", "span" or "memory"; span: the span's number or -1."""
 
@@ -166,6 +171,8 @@ cdef class Program:
 
     def weight(self, int type, int64_t rows, int64_t cols, size_t row_bytes, spans, size_t offset=0):
         cdef object ids = np.ascontiguousarray(spans, dtype=np.int32)
+        if not computes(type):
+            raise ValueError(f"a weight of type {type} cannot be computed with")
         self.weights.append((type, rows, cols, row_bytes, ids, offset))
         self.shapes.weights.append(operands.Matrix(rows, cols, len(ids)))
         return len(self.weights) - 1

@@ -35,14 +35,16 @@ def changed(
     keys: Mapping[str, Any],
     *,
     names: Mapping[str, str] | None = None,
+    shapes: Mapping[str, tuple[tuple[int, ...], int]] | None = None,
     more: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Path:
-    """A copy with other metadata (None takes a key away; a name without dot belongs to no architecture), other names of
-    tensors, and more F32 tensors of these shapes, full of ones."""
+    """A copy with other metadata (None takes a key away; ARCH stands for the architecture), other names of tensors,
+    other shapes and types of them, and more F32 tensors of these shapes, full of ones."""
     header = parse(source)
     metadata = {k: v.tolist() if isinstance(v, Array) else v for k, v in header.metadata.items()}
     metadata |= {k.replace("ARCH", metadata["general.architecture"], 1): v for k, v in keys.items()}
-    tensors = [((names or {}).get(n, n), shape, kind, size) for n, kind, shape, _, size in header.tensors]
+    tensors = [((names or {}).get(n, n), *(shapes or {}).get(n, (shape, kind)), size)
+               for n, kind, shape, _, size in header.tensors]  # fmt: skip
     data = Path(source).read_bytes()[header.data_offset :]
     data += bytes(padded(len(data)) - len(data))
     for name, shape in (more or {}).items():
@@ -131,6 +133,13 @@ def test_values_that_angles_are_made_of_are_checked(tmp_path: Path, models_dir: 
             source, tmp_path / "m.gguf", {}, names={"rope_freqs.weight": "old"}, more={"rope_freqs.weight": values}
         )
         assert refusal(path).tensor == "rope_freqs.weight"
+
+
+def test_tensors_that_no_kernel_can_read_are_refused(tmp_path: Path) -> None:
+    norm = "blk.0.attn_norm.weight"
+    for shape, kind in (((256,), 26), ((256,), 24), ((128,), 0), ((256, 0), 0)):  # 26: I32, 24: I8
+        path = changed(PACKAGED, tmp_path / "m.gguf", {}, shapes={norm: (shape, kind)})
+        assert refusal(path).tensor == norm
 
 
 def test_the_command_ends_with_65_before_it_says_ready(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ class Tensors:
             raise self._at_odds(name, f"shape {list(found)} found, {list(expected)} expected (columns first)")
         if max(found, default=0) > MOST_WHOLE or tensor.nbytes == 0:
             raise self.fail(name, f"shape {list(found)} is not one that can be computed with")
+        if not cy.computes(tensor.type):
+            raise self.fail(name, f"type {tensor.type_name} is not one that can be computed with")
         self.read.add(name)
         return tensor
 

@@ -39,7 +39,7 @@ class Keys:
 
     Every reader raises BadKey for a value of another type or out of its bounds, and for a missing key without default;
     a default is the caller's own and is not checked. n_vocab, n_embd: rows and columns of the embedding; layers: of
-    which the file has tensors; predicting: numbers of those that have tensors for predicting further tokens.
+    which the file has tensors, without a gap; predicting: those with tensors for predicting further tokens.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ def common(keys: Keys) -> Hyper:
         raise keys.bad("block_count", f"there are tensors of {keys.layers} layers, {layers} are to run")
     if keys.predicting != list(range(layers, keys.layers)):
         which = ", ".join(map(str, keys.predicting)) or "none"
-        raise keys.bad("nextn_predict_layers", f"of {blocks} layers (block_count), those with tensors for it are {which}")
+        raise keys.bad("nextn_predict_layers", f"of {blocks} layers (block_count), {which} have tensors for it")
     embd = keys.whole("embedding_length", least=1)
     if embd != keys.n_embd:
         raise keys.bad("embedding_length", f"rows of token_embd.weight have {keys.n_embd} values")

@@ -59,8 +59,11 @@ def _read(model: ModelFile) -> tuple[ModuleType, Keys, Hyper]:
         raise ModelError(model.paths[0], "the tensor is missing", tensor="token_embd.weight")
     if len(embedding.shape) != 2 or embedding.nbytes == 0 or max(embedding.shape) > MOST_WHOLE:
         raise ModelError(model.paths[0], f"shape {list(embedding.shape)} is no vocabulary", tensor="token_embd.weight")
-    predicting = sorted({int(found[1]) for name in model.tensors if (found := _PREDICTION.match(name))})
-    keys = Keys(model.metadata, embedding.shape[1], embedding.shape[0], layers_of(model), predicting)
+    layers = _numbers(model, _LAYER)
+    if layers != list(range(len(layers))):
+        gap = next(number for number, found in enumerate(layers) if number != found)
+        raise ModelError(model.paths[0], f"layer {gap} has no tensors, layer {layers[-1]} has", tensor=f"blk.{gap}")
+    keys = Keys(model.metadata, embedding.shape[1], embedding.shape[0], len(layers), _numbers(model, _PREDICTION))
     try:
         return module, keys, module.hyperparameters(keys)
     except BadKey as error:
@@ -69,7 +72,11 @@ def _read(model: ModelFile) -> tuple[ModuleType, Keys, Hyper]:
 
 def layers_of(model: ModelFile) -> int:
     """Layers that the file has tensors of."""
-    return 1 + max((int(found[1]) for name in model.tensors if (found := _LAYER.match(name))), default=-1)
+    return len(_numbers(model, _LAYER))
+
+
+def _numbers(model: ModelFile, pattern: re.Pattern[str]) -> list[int]:
+    return sorted({int(found[1]) for name in model.tensors if (found := pattern.match(name))})
 
 
 @dataclass(frozen=True)

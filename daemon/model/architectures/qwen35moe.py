@@ -30,13 +30,13 @@ def hyperparameters(keys: Keys) -> Hyper:
     }
     values, inner = h.more["value_heads"], h.more["inner"]
     if values % h.more["key_heads"]:
-        raise keys.bad("ssm.group_count", f"so many heads of keys cannot be shared by {values} of values (ssm.time_step_rank)")
+        raise keys.bad("ssm.group_count", f"so many keys cannot be shared by {values} values (ssm.time_step_rank)")
     if inner % values:
         raise keys.bad("ssm.inner_size", f"so many values do not divide into {values} heads (ssm.time_step_rank)")
     if inner * h.more["dk"] * h.n_layer > MOST_WHOLE:
         raise keys.bad("ssm.state_size", f"with {inner} values (ssm.inner_size) the state of a sequence is too large")
     if h.head_v > h.head_k:
-        raise keys.bad("attention.value_length", f"each value has a gate, of which a head has {h.head_k} (attention.key_length)")
+        raise keys.bad("attention.value_length", f"a head has {h.head_k} gates for its values (attention.key_length)")
     return h
 
 
