@@ -7,7 +7,8 @@ enum hd_class { HD_DEMAND = 0, HD_ROUTED = 1, HD_LOOKAHEAD = 2, HD_CURSOR = 3, H
 
 typedef struct hd_queue hd_queue;
 
-/* Ask for spans; one that is ready or already queued as high is left as it is, one queued lower moves up. */
+/* Ask for spans; one that is ready or already queued as high is left as it is, one queued lower moves up, with those of its
+ * parts that wait for another node's workers. */
 void hd_queue_submit(hd_queue *q, enum hd_class cls, const int32_t *spans, int32_t n);
 
 /* Raise the spans to demand and sleep until at least one of them is READY or FAILED, or *stop becomes non-zero.
@@ -18,7 +19,7 @@ int32_t hd_queue_wait_any(hd_queue *q, const int32_t *spans, int32_t n, const _A
  * is not cached is asked of the disk at once. Otherwise each row's fault would read the 2 MiB around it, one by one. */
 void hd_queue_rows(hd_queue *q, int32_t span, uint64_t offset, uint64_t row_bytes, const int32_t *rows, int32_t n);
 
-/* Drop what is still waiting in a class (pieces in flight end). */
+/* Drop what is still waiting in a class (pieces in flight end, also those that wait for another node's workers). */
 void hd_queue_cancel(hd_queue *q, enum hd_class cls);
 
 /* The step has reached this layer: the cursor's window moves with it. -1 between steps. */
@@ -65,13 +66,13 @@ void hd_queue_free(hd_queue *q);
 
 /* The cursor's plan: taken in layer order (the given order within a layer), only layers up to progress + window. */
 int hd_queue_plan(hd_queue *q, const int32_t *spans, int32_t n, int32_t window);
-/* Bit k: class k waits. */
+/* Bit k: class k waits; what of it has been taken is read to the end. */
 void hd_queue_pause(hd_queue *q, uint32_t classes);
 /* Bytes per second that cursor and sweep may read from disk together; 0: as fast as they can. */
 void hd_queue_rate(hd_queue *q, double bytes_per_second);
 /* Whose pages are whose: what a worker takes is divided by owner, the other nodes' workers are handed their parts, and what
- * lies on a wrong node is brought to the right one. Owners number the sets of workers. NULL: nobody's. The arrays live
- * until they are replaced. */
+ * lies on a wrong node is brought to the right one. Owners number the sets of workers; any other number: nobody's, as all
+ * are with NULL. The arrays live until they are replaced. */
 void hd_queue_place(hd_queue *q, const hd_places *places);
 /* Pages that workers found on another node than their owner's, and of them those that could not be brought home. */
 void hd_queue_settled(hd_queue *q, uint64_t *wrong, uint64_t *left);

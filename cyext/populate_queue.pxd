@@ -73,6 +73,7 @@ cdef extern from "populate_queue.h" nogil:
 
 cdef class PopulateQueue:
     cdef hd_queue *q
+    cdef int nodes
     cdef readonly object spans
     cdef object keep, places
     cdef hd_queue *get(self) except NULL

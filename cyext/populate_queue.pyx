@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+cimport cython
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t, uintptr_t
 
@@ -17,6 +18,7 @@ DEMAND, ROUTED, LOOKAHEAD, CURSOR, SWEEP = range(5)
 CLASSES = ("demand", "routed", "lookahead", "cursor", "sweep")
 
 
+@cython.no_gc_clear  # the workers read `spans` until they have been joined
 cdef class PopulateQueue:
     """workers: per node, one for all classes, or so many for demand and routed and `background` (0: as many) for the
     rest, which have `nice` less priority; piece: bytes read at once, at most 4 MiB.
@@ -54,6 +56,7 @@ cdef class PopulateQueue:
             memory_view = memory_array
             o.memory = &memory_view[0]
         self.spans = spans
+        self.nodes = nodes
         self.keep = node_array
         self.q = hd_queue_new(&spans.c, mapping.get(), <const int32_t *><uintptr_t>spans.file.ctypes.data,
                               <const uint64_t *><uintptr_t>spans.offset.ctypes.data, &o)
@@ -196,15 +199,19 @@ cdef class PopulateQueue:
         cdef const int32_t[::1] o
         cdef hd_queue *q = self.get()
         if first is None or len(begin) == 0:
-            hd_queue_place(q, NULL)
+            with nogil:
+                hd_queue_place(q, NULL)
             self.places = None
             return
         arrays = (np.array(first, dtype=np.int64), np.array(begin, dtype=np.uint64), np.array(owner, dtype=np.int32))
         f, b, o = arrays
         if len(b) != len(o) or f[0] != 0 or f[-1] != len(b) or (np.diff(arrays[0]) < 0).any():
             raise ValueError("first, begin and owner do not fit together")
+        if not -1 <= arrays[2].min() <= arrays[2].max() < self.nodes:
+            raise ValueError("an owner is none of the sets of workers")
         c.files, c.first, c.begin, c.owner = <int32_t>(len(f) - 1), &f[0], &b[0], &o[0]
-        hd_queue_place(q, &c)
+        with nogil:  # a plan that is being made holds the places
+            hd_queue_place(q, &c)
         self.places = arrays  # the old ones may go only now
 
     def settled(self):

@@ -13,14 +13,8 @@ int32_t hd_queue_evict(hd_queue *q, const int32_t *spans, int32_t n, uint64_t *f
             int32_t s = spans[i];
             if (count && (q->file[s] != q->file[run[0]] || q->offset[s] < end || q->offset[s] - end >= PAGE)) break;
             uint8_t was = hdq_state(q, s);
-            if ((was != HD_READY && was != HD_ABSENT && was != HD_FAILED) || q->cls[s] != NOWHERE) {
-                if (count) break;
-                continue;
-            }
-            /* Announce first, look at the readers afterwards (spans.h). */
-            atomic_store(&q->spans->state[s], HD_EVICTING);
-            if (atomic_load(&q->spans->users[s])) {
-                atomic_store(&q->spans->state[s], was);
+            if ((was != HD_READY && was != HD_ABSENT && was != HD_FAILED) || q->cls[s] != NOWHERE ||
+                !hdq_claim(q, s, (enum hd_span_state)was)) {
                 if (count) break;
                 continue;
             }
@@ -43,8 +37,7 @@ int32_t hd_queue_evict(hd_queue *q, const int32_t *spans, int32_t n, uint64_t *f
             int32_t s = run[k];
             uint8_t parked = q->parked[s];
             q->parked[s] = NOWHERE;
-            q->issued[s] = 0;
-            atomic_store(&q->spans->state[s], HD_ABSENT);
+            hdq_become(q, s, HD_ABSENT);
             if (parked != NOWHERE && hdq_enqueue(q, (enum hd_class)parked, s)) pthread_cond_broadcast(&q->work);
         }
         pthread_mutex_unlock(&q->lock);
@@ -58,12 +51,10 @@ int32_t hd_queue_forget(hd_queue *q, const int32_t *spans, int32_t n) {
     pthread_mutex_lock(&q->lock);
     for (int32_t i = 0; i < n; i++) {
         int32_t s = spans[i];
-        uint8_t ready = HD_READY;
         if (q->arena && hd_arena_has(q->arena, s)) continue; /* the kernel takes nothing from there */
-        if (!atomic_compare_exchange_strong(&q->spans->state[s], &ready, HD_EVICTING)) continue;
-        int used = atomic_load(&q->spans->users[s]) != 0;
-        atomic_store(&q->spans->state[s], used ? HD_READY : HD_ABSENT);
-        forgotten += !used;
+        if (!hdq_claim(q, s, HD_READY)) continue;
+        hdq_become(q, s, HD_ABSENT);
+        forgotten++;
     }
     pthread_mutex_unlock(&q->lock);
     return forgotten;

@@ -19,28 +19,30 @@ static int push(ring *r, int32_t span) {
     return 0;
 }
 
-/* Under the lock. Move a span into a class; 1 if a worker should look. */
+/* Under the lock. Move a span into a class, and what of it was handed over with it; 1 if a worker should look. */
 int hdq_enqueue(hd_queue *q, enum hd_class cls, int32_t span) {
     uint8_t state = hdq_state(q, span);
-    if (state == HD_READY || q->cls[span] <= cls) return 0;
+    if (state == HD_READY) return 0;
+    /* Whoever asks may ask higher than those whose parts still lie with another node's workers. */
+    int raised = q->waiting_parts[span] ? hdq_raise(q, cls, span) : 0;
+    if (q->cls[span] <= cls) return raised;
+    if (state == HD_EVICTING) {
+        if (cls < q->parked[span]) q->parked[span] = (uint8_t)cls;
+        return 0;
+    }
     if (state == HD_FAILED) {
         /* Whoever reads in the background is told when: a plan that is made anew is no reason to try again. */
         int waited_for = cls <= HD_ROUTED && hdq_now() - q->error_time[span] >= RETRY_SECONDS;
         if (!waited_for && !q->again[span]) return 0;
         q->again[span] = 0;
-        q->issued[span] = 0;
-        atomic_store(&q->spans->state[span], HD_ABSENT);
-    }
-    if (state == HD_EVICTING) {
-        if (cls < q->parked[span]) q->parked[span] = (uint8_t)cls;
-        return 0;
+        hdq_become(q, span, HD_ABSENT);
     }
     if (q->spans->nbytes[span] == 0) {
-        atomic_store(&q->spans->state[span], HD_READY);
+        hdq_become(q, span, HD_READY);
         return 0;
     }
-    if (state == HD_LOADING && q->issued[span] >= q->spans->nbytes[span]) return 0; /* its last pieces are in flight */
-    if (push(&q->waiting[hdq_node_of(q, span)][cls], span)) return 0;
+    if (q->issued[span] >= q->spans->nbytes[span]) return raised; /* its last pieces are in flight */
+    if (push(&q->waiting[hdq_node_of(q, span)][cls], span)) return raised;
     if (q->cls[span] != NOWHERE) q->count[q->cls[span]]--;
     q->cls[span] = (uint8_t)cls;
     q->count[cls]++;
@@ -69,14 +71,10 @@ void hd_queue_cancel(hd_queue *q, enum hd_class cls) {
         for (int64_t i = r->head; i < r->tail; i++) {
             int32_t span = r->item[i];
             if (q->cls[span] != cls) continue;
-            q->cls[span] = NOWHERE;
-            q->count[cls]--;
-            /* What has been read of a big span stays; it is asked for again from its beginning, which costs a mapping. */
-            if (hdq_state(q, span) == HD_LOADING && q->busy[span] == 0) {
-                q->issued[span] = 0;
-                hdq_drop_slot(q, span);
-                atomic_store(&q->spans->state[span], HD_ABSENT);
-            }
+            hdq_leave(q, span);
+            /* What has been read of a big span stays; it is asked for again from its beginning, which costs a mapping.
+             * With a piece in flight, whoever ends that sees that nobody wants the rest. */
+            if (hdq_state(q, span) == HD_LOADING && q->busy[span] == 0) hdq_give_up(q, span);
         }
         r->head = r->tail = 0;
         if (cls == HD_CURSOR && q->cursor[node].item) {
@@ -85,6 +83,8 @@ void hd_queue_cancel(hd_queue *q, enum hd_class cls) {
         }
     }
     if (cls == HD_CURSOR) q->planned = 0;
+    for (int32_t span = 0; span < q->spans->n; span++)
+        if (q->parked[span] == cls) q->parked[span] = NOWHERE;
     pthread_cond_broadcast(&q->done);
     pthread_mutex_unlock(&q->lock);
 }
@@ -108,8 +108,10 @@ int32_t hdq_next_planned(hd_queue *q, int32_t node, int take) {
         while (*at < p->begin[l + 2]) {
             int32_t span = p->item[*at];
             uint8_t state = hdq_state(q, span);
+            if (state == HD_ABSENT && q->spans->nbytes[span] == 0) hdq_become(q, span, HD_READY);
+            /* One that is being given back is not: a step that needs it asks. */
             int wanted = (state == HD_ABSENT || state == HD_LOADING) && q->cls[span] >= HD_CURSOR &&
-                         !(state == HD_LOADING && q->issued[span] >= q->spans->nbytes[span]);
+                         q->issued[span] < q->spans->nbytes[span];
             if (wanted && !take) return span;
             (*at)++;
             q->planned--;
@@ -133,15 +135,12 @@ static int32_t head_of(hd_queue *q, int32_t node, enum hd_class cls) {
     ring *r = &q->waiting[node][cls];
     while (r->head < r->tail) {
         int32_t span = r->item[r->head];
-        uint8_t state = hdq_state(q, span);
-        if (q->cls[span] == cls && state != HD_READY && state != HD_EVICTING && q->issued[span] < q->spans->nbytes[span])
-            return span;
-        r->head++;
         if (q->cls[span] == cls) {
-            q->cls[span] = NOWHERE;
-            q->count[cls]--;
-            if (state == HD_EVICTING && cls < q->parked[span]) q->parked[span] = (uint8_t)cls;
+            assert(q->issued[span] < q->spans->nbytes[span]);
+            assert(hdq_state(q, span) == HD_ABSENT || hdq_state(q, span) == HD_LOADING);
+            return span;
         }
+        r->head++; /* it has moved up since, or was cancelled */
     }
     r->head = r->tail = 0;
     return -1;
@@ -172,9 +171,10 @@ int hdq_take(hd_queue *q, int32_t node, enum hd_class cls, job *j) {
     j->begin = q->offset[span] + q->issued[span];
     j->end = q->offset[span] + nbytes[span];
     if (j->end - j->begin > q->piece) {
-        /* Cut at 2 MiB boundaries of the file, which are those of the mapping: two pieces never share a block. */
+        /* Cut at 2 MiB boundaries of the file, which are those of the mapping: two pieces never share a block, nor, where
+         * pieces are smaller, a page. */
         uint64_t cut = (j->begin + q->piece) / HD_HUGE * HD_HUGE;
-        j->end = cut > j->begin ? cut : j->begin + q->piece;
+        j->end = cut > j->begin ? cut : (j->begin + q->piece) / PAGE * PAGE;
     } else {
         hdq_leave(q, span);
         r->head++;
@@ -198,45 +198,66 @@ int hdq_take(hd_queue *q, int32_t node, enum hd_class cls, job *j) {
     }
     for (int32_t i = 0; i < j->n; i++) {
         int32_t s = j->span[i];
-        q->busy[s]++;
         q->issued[s] = j->n > 1 ? nbytes[s] : j->end - q->offset[s];
-        atomic_store(&q->spans->state[s], HD_LOADING);
+        hdq_become(q, s, HD_LOADING);
     }
-    q->in_flight[cls]++;
+    hdq_in_flight(q, j, 1);
     return 1;
 }
 
-int hd_queue_plan(hd_queue *q, const int32_t *spans, int32_t n, int32_t window) {
-    int error = 0;
+static void free_plans(plan *p, int32_t n) {
+    for (int32_t i = 0; p && i < n; i++) {
+        free(p[i].item);
+        free(p[i].begin);
+        free(p[i].at);
+    }
+}
+
+/* Fill a node's plan: a counting sort by layer keeps the given order within one. */
+static int lay_out(const hd_queue *q, plan *p, int32_t node, const int32_t *spans, const int32_t *of, int32_t n) {
+    const int32_t *layer = q->spans->layer;
     size_t layers = (size_t)q->layers;
-    for (int32_t node = 0; node < q->nodes; node++) {
-        plan fresh = {malloc(sizeof(int32_t) * (size_t)(n + 1)), calloc(layers + 2, sizeof(int32_t)),
-                      calloc(layers + 1, sizeof(int32_t))};
-        if (!fresh.item || !fresh.begin || !fresh.at) {
-            free(fresh.item);
-            free(fresh.begin);
-            free(fresh.at);
-            return ENOMEM;
-        }
-        /* Counting sort by layer keeps the given order within one. */
-        for (int32_t i = 0; i < n; i++)
-            if (hdq_node_of(q, spans[i]) == node) fresh.begin[q->spans->layer[spans[i]] + 2]++;
-        for (size_t l = 0; l <= layers; l++) fresh.begin[l + 1] += fresh.begin[l];
-        memcpy(fresh.at, fresh.begin, sizeof(int32_t) * (layers + 1));
-        for (int32_t i = 0; i < n; i++)
-            if (hdq_node_of(q, spans[i]) == node) fresh.item[fresh.at[q->spans->layer[spans[i]] + 1]++] = spans[i];
-        memcpy(fresh.at, fresh.begin, sizeof(int32_t) * (layers + 1));
+    int32_t ours = 0;
+    for (int32_t i = 0; i < n; i++) ours += of[i] == node;
+    p->item = malloc(sizeof(int32_t) * (size_t)(ours + 1));
+    p->begin = calloc(layers + 2, sizeof(int32_t));
+    p->at = calloc(layers + 1, sizeof(int32_t));
+    if (!p->item || !p->begin || !p->at) return ENOMEM;
+    for (int32_t i = 0; i < n; i++)
+        if (of[i] == node) p->begin[layer[spans[i]] + 2]++;
+    for (size_t l = 0; l <= layers; l++) p->begin[l + 1] += p->begin[l];
+    memcpy(p->at, p->begin, sizeof(int32_t) * (layers + 1));
+    for (int32_t i = 0; i < n; i++)
+        if (of[i] == node) p->item[p->at[layer[spans[i]] + 1]++] = spans[i];
+    memcpy(p->at, p->begin, sizeof(int32_t) * (layers + 1));
+    return 0;
+}
+
+int hd_queue_plan(hd_queue *q, const int32_t *spans, int32_t n, int32_t window) {
+    plan *fresh = calloc((size_t)q->nodes, sizeof *fresh), *old = calloc((size_t)q->nodes, sizeof *old);
+    int32_t *of = malloc(sizeof(int32_t) * (size_t)(n + 1));
+    int error = !fresh || !old || !of ? ENOMEM : 0;
+    /* Owners stay what they are from the first question to the exchange; a demand need not wait for the sorting. */
+    pthread_mutex_lock(&q->placing);
+    for (int32_t i = 0; i < n && !error; i++) of[i] = hdq_node_of(q, spans[i]);
+    for (int32_t node = 0; node < q->nodes && !error; node++) error = lay_out(q, &fresh[node], node, spans, of, n);
+    if (!error) {
         pthread_mutex_lock(&q->lock);
-        plan old = q->cursor[node];
-        for (size_t l = 0; old.item && l <= layers; l++) q->planned -= old.begin[l + 1] - old.at[l];
-        q->cursor[node] = fresh;
-        q->planned += fresh.begin[layers + 1];
+        q->planned = 0;
+        for (int32_t node = 0; node < q->nodes; node++) {
+            old[node] = q->cursor[node];
+            q->cursor[node] = fresh[node];
+            q->planned += fresh[node].begin[q->layers + 1];
+        }
         q->window = window;
         pthread_cond_broadcast(&q->work);
+        pthread_cond_broadcast(&q->done); /* it may be shorter than the one before */
         pthread_mutex_unlock(&q->lock);
-        free(old.item);
-        free(old.begin);
-        free(old.at);
     }
+    pthread_mutex_unlock(&q->placing);
+    free_plans(error ? fresh : old, q->nodes);
+    free(fresh);
+    free(old);
+    free(of);
     return error;
 }

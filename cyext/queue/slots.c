@@ -1,9 +1,10 @@
 /* Owns which spans are read into slots of the arena instead of the mapping. Memory and reads of the slots: arena.c. */
 #include "state.h"
 
-/* Under the lock. A slot goes back; whoever read the span there must have gone. */
+/* Under the lock. A slot goes back; whoever read the span there, or into it, must have gone. */
 void hdq_drop_slot(hd_queue *q, int32_t span) {
     if (!q->arena || !hd_arena_has(q->arena, span)) return;
+    assert(q->busy[span] == 0 && hdq_state(q, span) != HD_READY);
     atomic_store(&q->spans->at[span], q->spans->home[span]);
     hd_arena_put(q->arena, span);
     q->arena_used -= q->spans->nbytes[span];
@@ -14,15 +15,9 @@ static int make_room(hd_queue *q, int32_t size) {
     for (int32_t *i = &q->next_victim[size]; *i < q->n_victims;) {
         int32_t s = q->victim[(*i)++];
         if (!hd_arena_has(q->arena, s) || hd_arena_size_of(q->arena, s) != size || q->cls[s] != NOWHERE) continue;
-        uint8_t ready = HD_READY;
-        if (!atomic_compare_exchange_strong(&q->spans->state[s], &ready, HD_EVICTING)) continue;
-        if (atomic_load(&q->spans->users[s])) {
-            atomic_store(&q->spans->state[s], HD_READY);
-            continue;
-        }
+        if (!hdq_claim(q, s, HD_READY)) continue;
         hdq_drop_slot(q, s);
-        q->issued[s] = 0;
-        atomic_store(&q->spans->state[s], HD_ABSENT);
+        hdq_become(q, s, HD_ABSENT);
         q->replaced++;
         return 1;
     }
@@ -133,15 +128,11 @@ int32_t hd_queue_come_home(hd_queue *q, const int32_t *spans, int32_t n) {
     pthread_mutex_lock(&q->lock);
     for (int32_t i = 0; q->arena && i < n; i++) {
         int32_t s = spans[i];
-        uint8_t ready = HD_READY;
-        if (!hd_arena_has(q->arena, s) || q->busy[s]) continue;
-        /* Announce first, look at the readers afterwards (spans.h). One that looks in between asks us, and waits for the lock. */
-        if (!atomic_compare_exchange_strong(&q->spans->state[s], &ready, HD_EVICTING)) continue;
-        if (!atomic_load(&q->spans->users[s])) {
-            hdq_drop_slot(q, s);
-            home++;
-        }
-        atomic_store(&q->spans->state[s], HD_READY);
+        /* A reader that looks in between asks us, and waits for the lock. */
+        if (!hd_arena_has(q->arena, s) || !hdq_claim(q, s, HD_READY)) continue;
+        hdq_drop_slot(q, s);
+        hdq_become(q, s, HD_READY);
+        home++;
     }
     pthread_cond_broadcast(&q->done);
     pthread_mutex_unlock(&q->lock);

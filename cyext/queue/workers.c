@@ -18,18 +18,41 @@ static int choose(hd_queue *q, const worker *w, job *j, double *when) {
     *when = 0;
     /* Two sets of threads: a demand never stands behind a sweep, nor is it read at the sweep's low priority. */
     int single = q->n_workers == 1;
-    for (int c = single || w->waited_for ? 0 : HD_LOOKAHEAD; c <= (single || !w->waited_for ? HD_SWEEP : HD_ROUTED); c++) {
+    int first = single || w->waited_for ? HD_DEMAND : HD_LOOKAHEAD, last = single || !w->waited_for ? HD_SWEEP : HD_ROUTED;
+    for (int c = first; c <= last; c++) {
+        /* Pause and brake hold what nobody has taken. What was handed over is part of a job that was. */
+        if (hdq_handed_over(q, w->node, (enum hd_class)c, j)) return 1;
         if (q->paused >> c & 1) continue;
-        if (c >= HD_CURSOR && q->rate > 0) {
-            double t = hdq_now();
-            if (t < q->next_background) {
-                *when = q->next_background;
-                return 0;
-            }
+        if (c >= HD_CURSOR && q->rate > 0 && hdq_now() < q->next_background) {
+            *when = q->next_background;
+            continue;
         }
         if (hdq_find(q, w->node, (enum hd_class)c, j)) return 1;
     }
     return 0;
+}
+
+/* Under the lock. What became of a span's bytes, when the last of its pieces has come back. */
+static void settle(hd_queue *q, int32_t s, enum hd_class cls) {
+    uint8_t fate = q->fate[s];
+    q->fate[s] = FINE;
+    if (fate == BROKEN) {
+        q->again[s] = 0;
+        q->error_time[s] = hdq_now();
+        q->issued[s] = 0;
+        hdq_drop_slot(q, s);
+        hdq_become(q, s, HD_FAILED);
+    } else if (fate == UNTRIED) {
+        hdq_give_up(q, s);
+        if (hdq_enqueue(q, cls, s)) pthread_cond_broadcast(&q->work);
+    } else if (q->issued[s] >= q->spans->nbytes[s]) {
+        q->total[cls].spans++;
+        q->issued[s] = 0;
+        if (q->arena && hd_arena_has(q->arena, s)) atomic_store(&q->spans->at[s], hd_arena_at(q->arena, s));
+        hdq_become(q, s, HD_READY);
+    } else if (q->cls[s] == NOWHERE) { /* cancelled half-way */
+        hdq_give_up(q, s);
+    }
 }
 
 /* Under the lock. */
@@ -38,45 +61,24 @@ static void finish(hd_queue *q, const job *j, const hd_populated *got, int error
     total->read += got->read;
     total->cached += got->cached;
     total->seconds += seconds;
-    q->in_flight[j->cls]--;
+    hdq_in_flight(q, j, -1);
     for (int32_t i = 0; i < j->n; i++) {
         int32_t s = j->span[i];
         uint64_t begin = q->offset[s], end = begin + q->spans->nbytes[s];
-        q->busy[s]--;
-        /* Of merged spans, those before the failing byte are sound: hd_populate works upwards. */
-        if (error && got->failed_at < end) {
-            /* Merged spans behind the failing one have not been tried: again, without it. */
-            if (i > 0 && got->failed_at + PAGE <= begin && !q->busy[s] && hdq_state(q, s) != HD_FAILED) {
-                q->issued[s] = 0;
-                hdq_drop_slot(q, s);
-                atomic_store(&q->spans->state[s], HD_ABSENT);
-                if (hdq_enqueue(q, j->cls, s)) pthread_cond_broadcast(&q->work);
-                continue;
+        /* Of merged spans, those before the failing byte are sound: hd_populate works upwards. Those in pages behind it
+         * have not been tried: again, without the failing one. A span fails when all its pieces are back, not before:
+         * while one is read its slot is taken. */
+        if (error && got->failed_at < end && q->fate[s] != BROKEN) {
+            q->fate[s] = got->failed_at + PAGE <= begin ? UNTRIED : BROKEN;
+            if (q->fate[s] == BROKEN) {
+                total->failed++;
+                q->error[s] = error;
+                q->error_at[s] = got->failed_at;
+                if (q->cls[s] != NOWHERE) hdq_leave(q, s);
+                q->issued[s] = q->spans->nbytes[s]; /* no more of it */
             }
-            if (hdq_state(q, s) != HD_FAILED) total->failed++;
-            q->error[s] = error;
-            q->error_at[s] = got->failed_at;
-            q->error_time[s] = hdq_now();
-            q->again[s] = 0;
-            atomic_store(&q->spans->state[s], HD_FAILED);
-            if (q->cls[s] != NOWHERE) hdq_leave(q, s);
-            q->issued[s] = q->spans->nbytes[s];
         }
-        if (q->busy[s]) continue;
-        if (hdq_state(q, s) == HD_FAILED) {
-            q->issued[s] = 0;
-            hdq_drop_slot(q, s);
-        } else if (q->issued[s] >= q->spans->nbytes[s]) {
-            q->issued[s] = 0;
-            total->spans++;
-            if (q->arena && hd_arena_has(q->arena, s)) atomic_store(&q->spans->at[s], hd_arena_at(q->arena, s));
-            atomic_store(&q->spans->state[s], HD_READY);
-            if (q->cls[s] != NOWHERE) hdq_leave(q, s);
-        } else if (q->cls[s] == NOWHERE) { /* cancelled half-way */
-            q->issued[s] = 0;
-            hdq_drop_slot(q, s);
-            atomic_store(&q->spans->state[s], HD_ABSENT);
-        }
+        if (!q->busy[s]) settle(q, s, j->cls);
     }
     pthread_cond_broadcast(&q->done);
 }
@@ -176,6 +178,7 @@ hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t
     /* Whoever picks single experts wants those and no neighbours; whoever reads on and on wants whole blocks. */
     q->cover[HD_DEMAND] = q->cover[HD_ROUTED] = q->cover[HD_LOOKAHEAD] = 0.75f;
     pthread_mutex_init(&q->lock, NULL);
+    pthread_mutex_init(&q->placing, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -193,9 +196,11 @@ hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t
     q->error_at = calloc(n + 1, sizeof *q->error_at);
     q->error_time = calloc(n + 1, sizeof *q->error_time);
     q->again = calloc(n + 1, sizeof *q->again);
+    q->fate = calloc(n + 1, sizeof *q->fate);
+    q->waiting_parts = calloc(n + 1, sizeof *q->waiting_parts);
     q->workers = calloc(nodes * (size_t)q->n_workers, sizeof *q->workers);
     int error = !q->waiting || !q->cursor || !q->handed || !q->cls || !q->parked || !q->busy || !q->issued || !q->error ||
-                !q->error_at || !q->error_time || !q->again || !q->workers ? ENOMEM : 0;
+                !q->error_at || !q->error_time || !q->again || !q->fate || !q->waiting_parts || !q->workers ? ENOMEM : 0;
     if (!error) {
         memset(q->cls, NOWHERE, n + 1);
         memset(q->parked, NOWHERE, n + 1);
@@ -237,6 +242,15 @@ hd_queue *hd_queue_new(hd_spans *spans, const hd_mapping *mapping, const int32_t
     return q;
 }
 
+/* The table outlives the queue: nobody loads any more, and what lay in the arena lies nowhere. */
+static void leave_behind(hd_queue *q, int32_t span) {
+    if (q->arena && hd_arena_has(q->arena, span)) {
+        atomic_store(&q->spans->at[span], q->spans->home[span]);
+        atomic_store(&q->spans->state[span], HD_ABSENT);
+    }
+    if (hdq_state(q, span) == HD_LOADING) atomic_store(&q->spans->state[span], HD_ABSENT);
+}
+
 void hd_queue_free(hd_queue *q) {
     if (!q) return;
     pthread_mutex_lock(&q->lock);
@@ -245,6 +259,7 @@ void hd_queue_free(hd_queue *q) {
     pthread_cond_broadcast(&q->done);
     pthread_mutex_unlock(&q->lock);
     for (int32_t i = 0; i < q->started; i++) pthread_join(q->workers[i].thread, NULL);
+    for (int32_t i = 0; q->started && i < q->spans->n; i++) leave_behind(q, i);
     for (int32_t k = 0; k < q->nodes; k++) {
         for (int c = 0; q->waiting && c < HD_CLASSES; c++) free(q->waiting[k][c].item);
         for (int c = 0; q->handed && c < HD_CLASSES; c++) free(q->handed[k][c].item);
@@ -266,6 +281,8 @@ void hd_queue_free(hd_queue *q) {
     free(q->error_at);
     free(q->error_time);
     free(q->again);
+    free(q->fate);
+    free(q->waiting_parts);
     free(q->workers);
     hd_arena_free(q->arena);
     free(q->victim);
@@ -274,6 +291,7 @@ void hd_queue_free(hd_queue *q) {
     pthread_cond_destroy(&q->work);
     pthread_cond_destroy(&q->done);
     pthread_mutex_destroy(&q->lock);
+    pthread_mutex_destroy(&q->placing);
     free(q);
 }
 
@@ -330,9 +348,11 @@ void hd_queue_rate(hd_queue *q, double bytes_per_second) {
 }
 
 void hd_queue_place(hd_queue *q, const hd_places *places) {
+    pthread_mutex_lock(&q->placing);
     pthread_mutex_lock(&q->lock);
     q->places = places ? *places : (hd_places){0};
     pthread_mutex_unlock(&q->lock);
+    pthread_mutex_unlock(&q->placing);
 }
 
 void hd_queue_settled(hd_queue *q, uint64_t *wrong, uint64_t *left) {
