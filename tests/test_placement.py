@@ -164,7 +164,7 @@ def test_bytes_by_node_add_up_and_none_is_guessed(tmp_path, nodes):
     ledger = Ledger(mapping, table)
     ledger.refresh()
     placement = Placement(Choice("off", "", [[-1]], [0], [0]), table, mapping, spans, queue, nodes=nodes)
-    rows, reason = placement.by_node(ledger)
+    rows, reason = placement.by_node(ledger.now)
     queue.close()
     shown = {(row["node"], row["role"]): {name: row[name] for name in ("mapped", "cached", "deferred", "unknown")}
              for row in rows}  # fmt: skip

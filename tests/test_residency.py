@@ -122,7 +122,7 @@ async def test_every_combination_of_options_means_what_it_says(houses: Any, expe
         everything = experts == "eager" or warm != "off"
         await house.until(house.residency.warmed)
         await house.until(lambda: house.residency.state == ("warm" if everything else "serving-cold"))
-        await house.until(lambda: house.residency.ledger.measured_at > 0)
+        await house.until(lambda: house.residency.ledger.now.measured_at > 0)
         assert house.oracle(house.table.expert < 0) == LAYERS * MIB
         if everything:
             assert house.experts_here == LAYERS * 2 * MIB
@@ -150,7 +150,7 @@ async def test_states_and_start_line_are_told_as_they_come(houses: Any) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(house.residency.run)
         await house.until(lambda: house.residency.state == "warm")
-        await house.until(lambda: house.residency.ledger.measured_at > 0)
+        await house.until(lambda: house.residency.ledger.now.measured_at > 0)
         nursery.cancel_scope.cancel()
     states = [event.state for event in house.events if event.code == "state"]
     assert states[0] == "serving-cold" and states[-1] == "warm"
@@ -253,13 +253,13 @@ async def test_pages_that_the_kernel_took_are_mapped_again_between_requests(hous
         house.engine.layer = 0
         ledger, keeper = house.residency.ledger, house.residency.keeper
         for _ in range(2):  # whatever a look before the step has led to is over
-            at = ledger.measured_at
-            await house.until(partial(lambda at: ledger.measured_at > at, at))
+            at = ledger.now.measured_at
+            await house.until(partial(lambda at: ledger.now.measured_at > at, at))
         before = keeper.remapped_bytes  # the kernel may have moved pages just then
         house.mapping.evict(0, 4 * MIB, 2 * MIB)  # behind the queue's back
         await house.until(lambda: len(keeper.decayed()) > 0)
-        at = ledger.measured_at
-        await house.until(lambda: ledger.measured_at > at and len(keeper.decayed()) > 0)
+        at = ledger.now.measured_at
+        await house.until(lambda: ledger.now.measured_at > at and len(keeper.decayed()) > 0)
         assert keeper.remapped_bytes == before  # a step is running
         house.engine.layer = -1
         house.residency.snapshot()  # somebody looks: the ledger does not take an idle daemon's time
@@ -495,8 +495,8 @@ def test_the_budget_as_asked(tmp_path: Path, setting: str, expected: float) -> N
 def test_a_budget_is_told_when_it_moves_below_what_the_model_takes(tmp_path: Path) -> None:
     fake = machine(tmp_path, total=64 << 30, available=34 << 30)
     told: list[tuple[str, str]] = []
-    ledger = SimpleNamespace(evicted_recently=np.zeros(1), resident=np.zeros(1), mapped=np.zeros(1),
-                             locked=np.zeros(1, bool))  # fmt: skip
+    seen = SimpleNamespace(evicted_recently=np.zeros(1), resident=np.zeros(1), mapped=np.zeros(1))
+    ledger = SimpleNamespace(now=seen, locked=np.zeros(1, bool))
     budgeter = Budgeter("auto", fake / "proc", fake / "cgroup")
     allowance = Allowance(budgeter, ledger, 10 << 30, lambda *event: told.append(event[1:]))  # type: ignore[arg-type]
     for available in (34, 20, 30, 13):  # other programs come and go; there is room for the model

@@ -33,7 +33,7 @@ class Cgroup:
 
     def limit(self, nbytes: int) -> None:
         ledger = self.house.residency.ledger
-        locked = int(ledger.mapped[ledger.locked].sum())
+        locked = int(ledger.now.mapped[ledger.locked].sum())
         (self.own / "memory.usage_in_bytes").write_text(str(self.house.queue.arena()["taken"] + locked))
         (self.own / "memory.limit_in_bytes").write_text(str(nbytes))
 

@@ -37,13 +37,13 @@ class Allowance:
     def read(self, arena: int) -> None:
         """The limits and the brakes, as the ledger last saw what is resident. arena: bytes that it holds. Blocks."""
         self._read_at = time.monotonic()
-        ledger = self._ledger
-        moved = self._budgeter.brake(self._read_at, int(ledger.evicted_recently.sum()), int(ledger.resident.sum()))
+        now = self._ledger.now
+        moved = self._budgeter.brake(self._read_at, int(now.evicted_recently.sum()), int(now.resident.sum()))
         self.follow(arena, braked=moved)
 
     def follow(self, arena: int, braked: bool = False) -> None:
         """The limits alone. Blocks."""
-        locked = int(self._ledger.mapped[self._ledger.locked].sum())
+        locked = int(self._ledger.now.mapped[self._ledger.locked].sum())
         self.now = self._budgeter.read(locked + arena)
         before, now = min(self._told, self._wanted), min(self.now.bytes, self._wanted)
         if braked and before != now:

@@ -24,7 +24,8 @@ FORMAT = 1
 
 
 class Heat:
-    """counts float64 [layers, experts]; `per_token` is how many experts a token uses in a layer."""
+    """counts float64 [layers, experts], an array of its own after each update: threads look at the one before;
+    `per_token` is how many experts a token uses in a layer."""
 
     def __init__(self, layers: int, experts: int, per_token: int, half_life: float = HALF_LIFE_TOKENS) -> None:
         self.counts = np.zeros((layers, experts))
@@ -43,8 +44,7 @@ class Heat:
         if not fresh.any():
             return 0.0
         tokens = float(fresh.sum(axis=1).max()) / self.per_token
-        self.counts *= 0.5 ** (tokens / self.half_life)
-        self.counts += fresh
+        self.counts = self.counts * 0.5 ** (tokens / self.half_life) + fresh
         return tokens
 
     def counts_seen(self) -> NDArray[np.uint64]:
@@ -53,8 +53,9 @@ class Heat:
 
     def effective(self) -> NDArray[np.float64]:
         """Effective number of experts per layer, exp(entropy) [layers]; 0 where nothing has been counted."""
-        total = self.counts.sum(axis=1, keepdims=True)
-        share = np.divide(self.counts, total, out=np.zeros_like(self.counts), where=total > 0)
+        counts = self.counts
+        total = counts.sum(axis=1, keepdims=True)
+        share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
         logs = np.log(share, out=np.zeros_like(share), where=share > 0)
         return np.where(total[:, 0] > 0, np.exp(-(share * logs).sum(axis=1)), 0.0)
 
@@ -83,8 +84,9 @@ class Heat:
         even = np.full_like(self.counts, min(self.per_token / max(self.counts.shape[1], 1), 1.0))
         if not self.verdict()[0]:
             return even
-        total = self.counts.sum(axis=1, keepdims=True)
-        known = np.divide(self.counts * self.per_token, total, out=even.copy(), where=total > 0)
+        counts = self.counts
+        total = counts.sum(axis=1, keepdims=True)
+        known = np.divide(counts * self.per_token, total, out=even.copy(), where=total > 0)
         return np.minimum(known, 1.0)
 
     def chance(self, tokens: int) -> NDArray[np.float64]:
@@ -143,6 +145,6 @@ class Heat:
             return f"it cannot be read: {error}"
         if not np.isfinite(counts).all() or (counts < 0).any():
             return "it holds impossible numbers"
-        self.counts += counts * 0.5 ** (days / HALF_LIFE_DAYS)
+        self.counts = self.counts + counts * 0.5 ** (days / HALF_LIFE_DAYS)
         self.saved_tokens = self.tokens()
         return ""

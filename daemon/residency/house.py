@@ -289,7 +289,7 @@ class Residency:
         look = self.warmer.look()
         self._note_unreadable(look)
         progress = self.warmer.progress(look)
-        if not self._start_line and progress["dense_seconds"] and self.ledger.measured_at:
+        if not self._start_line and progress["dense_seconds"] and self.ledger.now.measured_at:
             self._start_line = self.start_line()
             self._say("dense", self._start_line)
         scope = self.warmer.scope
@@ -357,8 +357,9 @@ class Residency:
             tokens, self._tokens = self._tokens, 0.0
             await trio.to_thread.run_sync(self.keeper.count_faults, tokens)
             self._say_lock()
-            least = max(REFRESH_SECONDS, self.ledger.refresh_seconds / REFRESH_SHARE)
-            pause = max(least, min(self.ledger.refresh_seconds / IDLE_REFRESH_SHARE, LONGEST_REFRESH_SECONDS))
+            took = self.ledger.now.refresh_seconds
+            least = max(REFRESH_SECONDS, took / REFRESH_SHARE)
+            pause = max(least, min(took / IDLE_REFRESH_SHARE, LONGEST_REFRESH_SECONDS))
             pause = max(pause, IDLE_REFRESH_SECONDS)
             if self._quiet == 0 or tokens or self._looked_at():
                 pause = least
@@ -370,8 +371,8 @@ class Residency:
 
     def _keep(self) -> None:
         """Once per refresh, in a worker thread: lock, map again what has decayed."""
-        ledger, keeper = self.ledger, self.keeper
-        resident = int(ledger.resident.sum())
+        keeper = self.keeper
+        resident = int(self.ledger.now.resident.sum())
         if self.warmer.dense_done():
             keeper.lock_dense(self.warmer.dense, int(self.budget.bytes * LOCK_SHARE))
         if not self._prefilling and not self._running():
@@ -452,10 +453,11 @@ class Residency:
         if time.monotonic() - self._watched >= WATCHED_SECONDS:
             self._wake_up()
         self._watched = time.monotonic()
+        seen = self.ledger.now
         return protocol.ResidencyNow(
-            time=self.ledger.measured_at, rows=(self.placement and self.placement.last_rows) or self.ledger.rows(),
-            experts=self.ledger.expert_lines(*self.heat.counts.shape), budget_bytes=self.budget.bytes,
-            unknown_reason=self.ledger.unknown_reason, refresh_seconds=self.ledger.refresh_seconds,
+            time=seen.measured_at, rows=(self.placement and self.placement.last_rows) or seen.rows(),
+            experts=seen.expert_lines(*self.heat.counts.shape), budget_bytes=self.budget.bytes,
+            unknown_reason=seen.unknown_reason, refresh_seconds=seen.refresh_seconds,
         )  # fmt: skip
 
     def stats(self) -> dict[str, Any]:
@@ -500,6 +502,7 @@ class Residency:
         measured when the dense spans had come; until then, of now."""
         if self._start_line:
             return self._start_line
+        seen = self.ledger.now
         dense, experts = self.census["dense"]["bytes"], self.census["expert"]["bytes"]
         seconds = self.warmer.progress()["dense_seconds"]
         parts = [f"dense {gib(dense)} " + (f"populated in {seconds:.2f} s" if seconds else "being populated")]
@@ -507,13 +510,13 @@ class Residency:
             parts.append("no experts")
         elif self._options.experts == "eager":
             parts.append(f"experts {gib(experts)} populated at once")
-        elif not self.ledger.measured_at:
+        elif not seen.measured_at:
             parts.append(f"experts {gib(experts)}, not measured yet")
-        elif self.ledger.unknown_reason:
+        elif seen.unknown_reason:
             parts.append(f"experts {gib(experts)}, how much of them is deferred is unknown")
         else:
             chosen = self.warmer.expert >= 0
-            parts.append(f"experts deferred {gib(experts - int(self.ledger.resident[chosen].sum()))}")
+            parts.append(f"experts deferred {gib(experts - int(seen.resident[chosen].sum()))}")
         how = {"off": "not warming", "before-ready": "warming before ready"}.get(self._options.warm, "")
         how = how or "warming in background"
         if self._options.warm == "auto" and not self.warmer.fits(self.budget.bytes):
@@ -524,8 +527,8 @@ class Residency:
         """Rows by role, layer, node or tensor, measured now."""
         async with self._asleep:
             await trio.to_thread.run_sync(self._measure)
-            return await trio.to_thread.run_sync(tables.rows_by, by, self.ledger, self._table, self.placement)
+            return await trio.to_thread.run_sync(tables.rows_by, by, self.ledger.now, self._table, self.placement)
 
     def experts(self, layer: int | None) -> dict[str, Any]:
         """Per layer, or for one: heat of each expert, what is resident, effective number."""
-        return tables.experts(layer, self.ledger, self.heat)
+        return tables.experts(layer, self.ledger.now, self.heat)

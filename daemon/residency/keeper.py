@@ -103,10 +103,11 @@ class Keeper:
 
     def decayed(self) -> NDArray[np.int32]:
         """Spans that were populated and are no longer wholly mapped, by the ledger's last look."""
-        if self._ledger.unknown_reason:
+        seen = self._ledger.now
+        if seen.unknown_reason:
             return np.zeros(0, dtype=np.int32)
-        lost = self._ready & (self._spans.state == READY) & (self._ledger.mapped < self._ledger.nbytes)
-        lost &= self._ledger.arena == 0
+        lost = self._ready & (self._spans.state == READY) & (seen.mapped < seen.nbytes)
+        lost &= seen.arena == 0
         return np.flatnonzero(lost).astype(np.int32)
 
     def restore(self, ids: NDArray[np.int32], room: int) -> tuple[int, int]:
@@ -116,7 +117,8 @@ class Keeper:
         Blocks: for a worker thread between requests.
         """
         mapped = 0
-        keep = self._ledger.resident[ids] + np.uint64(4096) >= self._ledger.nbytes[ids]
+        seen = self._ledger.now
+        keep = seen.resident[ids] + np.uint64(4096) >= seen.nbytes[ids]
         lost = ids[~keep]
         lost = lost[np.argsort(self.expert[lost] >= 0, kind="stable")]  # dense first
         back = lost[np.cumsum(self.nbytes[lost]) <= room]
@@ -151,17 +153,15 @@ class Keeper:
 
     def note_use(self, routed: NDArray[np.float64], tokens: float) -> None:
         """Fresh counts [layers, experts] of experts used since the last time."""
-        if self.recent is None or self.recent.shape != routed.shape:
-            self.recent = np.zeros(routed.shape)
-        self.recent *= 0.5 ** (tokens / RECENT_HALF_LIFE)
-        self.recent += routed
+        before = np.zeros(routed.shape) if self.recent is None or self.recent.shape != routed.shape else self.recent
+        self.recent = before * 0.5 ** (tokens / RECENT_HALF_LIFE) + routed  # anew: threads look at the old one
 
     def coldest(self, heat: NDArray[np.float64]) -> NDArray[np.int32]:
         """Populated experts that may go, coldest first: long-term share plus recent share of their layer."""
         ids = np.flatnonzero((self.expert >= 0) & (self._spans.state == READY) & ~self.pinned).astype(np.int32)
         score = _share(heat)[self.layer[ids], self.expert[ids]]
-        if self.recent is not None:
-            score = score + _share(self.recent)[self.layer[ids], self.expert[ids]]
+        if (recent := self.recent) is not None:
+            score = score + _share(recent)[self.layer[ids], self.expert[ids]]
         return ids[np.argsort(score, kind="stable")]
 
     def over(self, budget: int) -> int:

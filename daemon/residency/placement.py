@@ -21,7 +21,7 @@ from .. import protocol
 from ..config import parse_budget
 from ..topology import Topology
 from . import numa_plan
-from .ledger import Ledger
+from .ledger import Picture
 from .node_rows import node_rows
 from .numa_plan import Segments
 from .text import gib
@@ -89,6 +89,17 @@ def choose(asked: str, machine: Topology, threads: int = 0, *, nbytes: int = 0, 
     return Choice(mode, reason, teams, nodes, memory)
 
 
+@dataclass(frozen=True)
+class Look:
+    """Where pages lay at one moment, as the kernel told; nothing of it changes any more."""
+
+    segments: Segments
+    counts: NDArray[np.int64]  # [segments, nodes + 1] pages; the last column: nowhere
+    cached: NDArray[np.int64]  # [segments] bytes that are not mapped
+    read: NDArray[np.float64]  # [segments, nodes + 1] bytes of segments, by the node that they lie on
+    copies: dict[int, tuple[NDArray[np.int32], NDArray[np.int64]]]  # per team: spans, pages [spans, nodes + 1]
+
+
 class Placement:
     """Carries out a choice for an opened model.
 
@@ -116,11 +127,7 @@ class Placement:
         self.warnings: list[protocol.Warning_] = []
         self._lock = threading.Lock()
         self._next_look = 0.0
-        self.counts: NDArray[np.int64] | None = None  # [segments, nodes + 1] pages
-        self._measured: Segments
-        self._cached = np.zeros(0, np.int64)
-        self._read: NDArray[np.float64]  # [segments, nodes + 1] bytes of segments, by the node that they lie on
-        self._copies: dict[int, tuple[NDArray[np.int32], NDArray[np.int64]]] = {}
+        self._seen: Look | None = None  # whoever draws several conclusions draws them from one
         self._read_before: NDArray[np.uint64] | None = None
         self.measure_seconds = 0.0
         self.last_rows: list[protocol.Bytes] = []
@@ -243,13 +250,13 @@ class Placement:
 
         Pages come to lie wrong when the kernel reclaims them and another node's thread faults them in.
         """
-        if self.counts is None or not self.active:
+        if self._seen is None or not self.active:
             return 0
         with self._lock:
-            segments, memory = self._measured, np.array(self.choice.memory)
+            segments, counts, memory = self._seen.segments, self._seen.counts, np.array(self.choice.memory)
             if segments is not self.segments:
                 return 0
-            there = self.counts[:, :-1].sum(axis=1) - self.counts[np.arange(len(segments)), memory[segments.team]]
+            there = counts[:, :-1].sum(axis=1) - counts[np.arange(len(segments)), memory[segments.team]]
             wrong = np.bincount(segments.span, there, len(self._table.nbytes)) * numa_plan.PAGE
             # What could not be brought home once (another process has it mapped) is not tried for ever.
             ids = np.flatnonzero((wrong > 0) & (self._tried < TRIES) & (self._spans.state == READY)).astype(np.int32)
@@ -294,9 +301,8 @@ class Placement:
                 ids = self.mirrored[self._copied[self.mirrored] & (self._home != team)]
                 nbytes = np.asarray(self._table.nbytes)[ids]
                 copies[team] = (ids, page_counts(self._spans.at[team][ids], nbytes, kinds - 1))
-            self.counts, self._measured, self._copies, self._cached = counts, segments, copies, cached
-            self._read = read
-        self.last_rows, self.last_shares = self.rows(), self.local_share()
+            seen = self._seen = Look(segments, counts, cached, read, copies)
+        self.last_rows, self.last_shares = self._bytes(seen), self._shares(seen)
         self.measure_seconds = time.monotonic() - started
         self._next_look = time.monotonic() + max(EVERY_SECONDS, self.measure_seconds / MEASURE_SHARE)
         return True
@@ -308,24 +314,26 @@ class Placement:
     def rows(self) -> list[protocol.Bytes]:
         """One per node and role, of the pages that the node's team owns: total and mapped bytes, and of those mapped
         the ones on another node. Copies count for the node that has them."""
-        if self.counts is None:
-            return []
-        segments, found = self._measured, []
+        seen = self._seen
+        return [] if seen is None else self._bytes(seen)
+
+    def _bytes(self, seen: Look) -> list[protocol.Bytes]:
+        segments, found = seen.segments, []
         expert = np.asarray(self._table.expert)[segments.span] >= 0
         _, nbytes = numa_plan.pages_of(segments)
         memory = np.array(self.choice.memory)
         for node in sorted(set(self.choice.memory)):
             for role, chosen in (("dense", ~expert), ("expert", expert)):
                 mask = chosen & (memory[segments.team] == node)
-                counts = self.counts[mask].sum(axis=0)
+                counts = seen.counts[mask].sum(axis=0)
                 here, there = int(counts[node]), int(counts[:-1].sum() - counts[node])
                 row = protocol.Bytes(node=node, role=role, total=int(nbytes[mask].sum()))  # type: ignore[arg-type]
                 row.mapped = (here + there) * numa_plan.PAGE
                 row.wrong_node = there * numa_plan.PAGE if self.active else None
-                row.cached = int(self._cached[mask].sum())
+                row.cached = int(seen.cached[mask].sum())
                 rest = row.total - row.mapped - row.cached
                 row.unknown, row.deferred = (rest, 0) if self._mapping.blind else (0, rest)
-                for team, (ids, copies) in self._copies.items():
+                for team, (ids, copies) in seen.copies.items():
                     if self.choice.memory[team] != node:
                         continue
                     pages = copies[(np.asarray(self._table.expert)[ids] >= 0) == (role == "expert")].sum(axis=0)
@@ -335,19 +343,19 @@ class Placement:
                 found.append(row)
         return found
 
-    def by_node(self, ledger: Ledger) -> tuple[list[dict[str, Any]], str]:
+    def by_node(self, measured: Picture) -> tuple[list[dict[str, Any]], str]:
         """Rows as people read them, measured now, and why bytes are unknown: what each node's team reads and how much
         of it is near; without teams, see node_rows. Blocks."""
-        if self.look(force=True):
-            shares = self.local_share()
+        if self.look(force=True) and (seen := self._seen) is not None:
+            shares = self._shares(seen)
             found: list[dict[str, Any]] = []
-            for row in self.rows():
+            for row in self._bytes(seen):
                 near = [share for share, node in zip(shares, self.choice.memory, strict=True) if node == row.node]
                 found.append({"node": row.node, "role": row.role, "wrong_node": row.wrong_node,
                               "local_share": round(sum(near) / len(near), 4), "total": row.total, "mapped": row.mapped,
                               "cached": row.cached, "deferred": row.deferred, "unknown": row.unknown})  # fmt: skip
-            return found, ledger.unknown_reason
-        return node_rows(self._nodes, ledger, self._spans)
+            return found, measured.unknown_reason
+        return node_rows(self._nodes, measured, self._spans)
 
     def local_share(self) -> list[float]:
         """Per team: the share of the weight bytes it has read that came from its node's memory, pages
@@ -356,19 +364,21 @@ class Placement:
         Bytes read are counted by the program per team and span, since experts were last dealt out; where they lie is
         the last look's. Before the first step every mapped byte counts once.
         """
-        if self.counts is None:
-            return []
-        segments, teams = self._measured, len(self.choice.teams)
+        seen = self._seen
+        return [] if seen is None else self._shares(seen)
+
+    def _shares(self, seen: Look) -> list[float]:
+        segments, teams = seen.segments, len(self.choice.teams)
         spans = len(self._table.nbytes)
         reads = self._reads()
         shares = []
         for team in range(teams):
             node = self.choice.memory[team]
             mine = segments.team == team
-            near = np.bincount(segments.span[mine], self._read[mine, node], spans)
-            there = np.bincount(segments.span[mine], self._read[mine, :-1].sum(axis=1), spans)
-            if team in self._copies:
-                ids, copies = self._copies[team]
+            near = np.bincount(segments.span[mine], seen.read[mine, node], spans)
+            there = np.bincount(segments.span[mine], seen.read[mine, :-1].sum(axis=1), spans)
+            if team in seen.copies:
+                ids, copies = seen.copies[team]
                 near[ids], there[ids] = copies[:, node], copies[:, :-1].sum(axis=1)
             weight = np.bincount(segments.span[mine], segments.nbytes[mine], spans)
             weight[there == 0] = 0
