@@ -172,7 +172,7 @@ cdef class PopulateQueue:
         return bool(hd_queue_idle(self.get()))
 
     def pause(self, classes=(CURSOR, SWEEP)):
-        """These classes wait; the others go on."""
+        """These classes wait; the others go on, and what was taken of these is read to the end."""
         hd_queue_pause(self.get(), <uint32_t>sum(1 << int(c) for c in set(classes)))
 
     def resume(self):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
+import hearthd.daemon
 import numpy as np
 import pytest
 from hearthd.cyext.mapping import Mapping
@@ -180,6 +185,33 @@ def test_bytes_by_node_add_up_and_none_is_guessed(tmp_path, nodes):
             (0, "dense"): here, (0, "expert"): here,
             (None, "expert"): {"mapped": 0, "cached": 0, "deferred": size, "unknown": size},
         }  # fmt: skip
+
+
+def test_a_prompt_is_read_while_the_sweep_that_began_with_its_experts_waits(tmp_path, tokens):
+    """In `distribute` a sweep hands every other part to the other node's workers; a prefill pauses it at any moment."""
+    path = tmp_path / "model.gguf"
+    shutil.copy(next(Path(hearthd.daemon.__file__).parent.glob("data/*.gguf")), path)
+    experts = np.flatnonzero(SpanTable.build(open_model(path)).expert >= 0)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        for moment in range(6):
+            engine, _, queue, _ = opened(path, Choice("distribute", "", [[-1], [-1]], [0, 0], [0, 0]))
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            queue.submit(SWEEP, experts)
+            time.sleep(0.001 + 0.0005 * moment)
+            queue.pause((SWEEP,))
+            answers = []
+            reading = [(engine.new_session(), tokens, "last")]
+            thread = threading.Thread(target=lambda e, r, a: a.append(e.step(r)), args=(engine, reading, answers))
+            thread.start()
+            thread.join(10)
+            hung = thread.is_alive()
+            queue.resume()  # so that a step that hangs ends
+            thread.join()
+            engine.close()
+            queue.close()
+            assert not hung
+            assert np.isfinite(answers[0][0]).all()
 
 
 def test_experts_that_become_uneven_are_dealt_out_anew(models_dir, tokens):
