@@ -107,26 +107,23 @@ def run(config: Any, open_hearth: Callable[[Any], Any]) -> int:
     from .config import ConfigError
     from .endpoints import EndpointError
     from .security import KeyTrouble
-    from .service import serve
+    from .service import first_cause, serve
     from .sockets import Taken
-
-    def say(error: BaseException) -> None:
-        print(f"hearthd: {error}", file=sys.stderr)
 
     try:
         return serve(config, open_hearth, version())
-    except (EndpointError, KeyTrouble, ConfigError) as error:
-        say(error)
-        return exit_codes.CONFIG
-    except Taken as error:
-        say(error)
-        return exit_codes.UNAVAILABLE
     except KeyboardInterrupt:
         return exit_codes.for_signal(2)
-    except Exception as error:
+    except Exception as caught:
         from .model.gguf import ModelError
 
-        say(error)
+        error = first_cause(caught)
+        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        print(f"hearthd: {told}", file=sys.stderr)
+        if isinstance(error, EndpointError | KeyTrouble | ConfigError):
+            return exit_codes.CONFIG
+        if isinstance(error, Taken):
+            return exit_codes.UNAVAILABLE
         if isinstance(error, ModelError):
             return exit_codes.DATA
         if isinstance(error, OSError):

@@ -10,6 +10,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from .trust import distrust
+
 IPC = "ipc://"
 TCP = "tcp://"
 PATH_LIMIT = 107  # bytes in sockaddr_un.sun_path, without the closing zero
@@ -43,17 +45,21 @@ def state_directory(environ: Mapping[str, str] = os.environ) -> Path:
 
 def check(endpoint: str) -> str:
     """The endpoint itself, when a socket can have it. Raises EndpointError."""
+    try:
+        endpoint.encode()
+    except UnicodeEncodeError:
+        raise EndpointError(f"{endpoint!a}: not UTF-8, and ZeroMQ's names have to be") from None
     if endpoint.startswith(IPC):
         path = endpoint[len(IPC) :]
-        if not path or path.startswith("@"):
+        if not path or path == "*" or path.startswith("@"):
             raise EndpointError(f"{endpoint}: an ipc endpoint needs a path")
         if (size := len(os.fsencode(path))) > PATH_LIMIT:
             raise EndpointError(f"{endpoint}: the path has {size} bytes, a socket's path may have {PATH_LIMIT}")
         return endpoint
     if endpoint.startswith(TCP):
         host, _, port = endpoint[len(TCP) :].rpartition(":")
-        if not host or not (port.isdecimal() and 0 < int(port) < 65536):
-            raise EndpointError(f"{endpoint}: expected tcp://HOST:PORT")
+        if not host or not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536):
+            raise EndpointError(f"{endpoint}: expected tcp://HOST:PORT, with a port from 1 to 65535")
         return endpoint
     raise EndpointError(f"{endpoint}: expected ipc://PATH or tcp://HOST:PORT")
 
@@ -85,6 +91,8 @@ def telemetry_to_bind(given: str, control: str) -> str:
         return made
     if is_tcp(control):
         host, _, port = control.rpartition(":")
+        if int(port) == 65535:
+            raise EndpointError(f"{control}: there is no next port for telemetry: say which with --telemetry")
         return check(f"{host}:{int(port) + 1}")
     return check(control.removesuffix(".control") + ".telemetry")
 
@@ -93,8 +101,17 @@ def control_to_connect(given: str, environ: Mapping[str, str] = os.environ) -> s
     """The control endpoint a client should talk to: as given, or the daemon of the usual place.
 
     A bare word is a daemon's name, if one of that name has its socket in a usual place. Nothing given: with several
-    daemons in one directory the one named `default` is meant; with exactly one, that one.
+    daemons in one directory the one named `default` is meant; with exactly one, that one. Raises EndpointError, also
+    where somebody else may have laid the socket (root may look at everybody's).
     """
+    endpoint = _to_connect(given, environ)
+    path = ipc_path(endpoint)
+    if path is not None and os.geteuid() != 0 and (why := distrust(path)):
+        raise EndpointError(f"{endpoint}: {why}: not connecting")
+    return endpoint
+
+
+def _to_connect(given: str, environ: Mapping[str, str]) -> str:
     places = [runtime_directory(environ)]
     if (system := Path("/run/hearthd")) not in places:
         places.append(system)

@@ -16,7 +16,7 @@ from hearthd.cyext.populate_queue import CLASSES, PopulateQueue
 from hearthd.cyext.spans import Spans
 
 from . import protocol, topology
-from .config import Config, ConfigError
+from .config import Config, ConfigError, strange_variables
 from .model import architectures
 from .model.gguf import ModelError, open_model
 from .model.hyper import is_array
@@ -114,6 +114,8 @@ class Hearth:
         if self.threads > cores:
             self._warn("threads-over", f"{self.threads} threads on {cores} processors take turns and get slower")
 
+        if strange := strange_variables():
+            self._warn("unknown-variable", f"not a setting, and without effect: {', '.join(strange)}")
         for code, text in self.checked.warnings():
             self._warn(code, text)
         if (named := tokens_named(self.model.metadata)) > info.vocabulary:

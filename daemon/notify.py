@@ -10,6 +10,8 @@ import os
 import socket
 from collections.abc import Mapping
 
+from .utf8 import plain
+
 log = logging.getLogger(__name__)
 
 
@@ -38,9 +40,10 @@ class Notifier:
         """One datagram; a manager that is away or slow never holds the daemon up."""
         if self._socket is None:
             return
-        body = "\n".join(f"{name}={value}" for name, value in states.items())
+        # A line break in a value (a file's name may have one) would begin another state.
+        body = "\n".join(f"{name}={' '.join(str(value).splitlines())}" for name, value in states.items())
         try:
-            self._socket.sendto(body.encode(), self._address)
+            self._socket.sendto(plain(body).encode(), self._address)
         except OSError as error:
             log.debug("notification not delivered: %s", error)
 

@@ -19,6 +19,7 @@ import zmq.utils.z85
 
 from . import endpoints
 from .sockets import Socket, make, pumping
+from .trust import loose_secret
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,20 @@ def read_certificate(path: Path) -> dict[str, str]:
             found[name.strip()] = value.strip().strip('"')
     if len(found.get("public-key", "")) != 40:
         raise KeyTrouble(f"{path}: no public key of 40 characters")
+    return found
+
+
+def read_secret(path: Path) -> dict[str, str]:
+    """A certificate with a secret that nobody else knows. Raises KeyTrouble."""
+    try:
+        why = loose_secret(path)
+    except OSError as error:
+        raise KeyTrouble(f"{path}: {error.strerror}") from None
+    if why:
+        raise KeyTrouble(f"{path}: {why}")
+    found = read_certificate(path)
+    if len(found.get("secret-key", "")) != 40:
+        raise KeyTrouble(f"{path}: no secret key of 40 characters")
     return found
 
 
@@ -77,10 +92,11 @@ class Keys:
             return cls()
         if not directory:
             raise KeyTrouble(f"{over_network[0]}: a TCP endpoint needs CURVE keys: make them with `hearthctl keys DIR`")
-        own = read_certificate(Path(directory) / "server.key_secret")
-        if len(own.get("secret-key", "")) != 40:
-            raise KeyTrouble(f"{directory}/server.key_secret: no secret key of 40 characters")
-        clients = sorted((Path(directory) / "clients").glob("*.key"))
+        own = read_secret(Path(directory) / "server.key_secret")
+        admitted = Path(directory) / "clients"
+        if admitted.is_dir() and admitted.stat().st_mode & 0o002:
+            raise KeyTrouble(f"{admitted}: everybody may admit clients there (chmod o-w it)")
+        clients = sorted(admitted.glob("*.key"))
         if not clients:
             raise KeyTrouble(f"{directory}/clients: no client's .key: nobody could connect")
         known = frozenset(zmq.utils.z85.decode(read_certificate(path)["public-key"].encode()) for path in clients)
@@ -128,7 +144,7 @@ def secure_client(raw: zmq.Socket[bytes], endpoint: str, keys: str) -> None:
         return
     if not keys:
         raise KeyTrouble(f"{endpoint}: a TCP endpoint needs keys: --keys CLIENT.key_secret")
-    own = read_certificate(Path(keys))
+    own = read_secret(Path(keys))
     server = read_certificate(Path(keys).with_name("server.key"))
     raw.curve_secretkey = own["secret-key"].encode()
     raw.curve_publickey = own["public-key"].encode()

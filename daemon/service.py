@@ -116,9 +116,7 @@ class Service:
             try:
                 await hearth.prepare()
             except Exception as caught:
-                error: BaseException = caught
-                while isinstance(error, BaseExceptionGroup):  # a nursery's; the first cause is what people want to read
-                    error = error.exceptions[0]
+                error = first_cause(caught)
                 log.debug("the model cannot be served", exc_info=error)
                 telemetry.say("engine", f"the model cannot be served: {error}", level="error")
                 self.stop(f"the model cannot be served: {error}", error)
@@ -241,6 +239,13 @@ class Service:
             await self._scheduler.until_idle()
         await self._control.flushed(FLUSH_SECONDS)
         await trio.to_thread.run_sync(self._hearth.save)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What people want to read where nurseries have wrapped it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def serve(config: Config, open_hearth: Callable[[Config], Any], version: str) -> int:

@@ -7,16 +7,19 @@ per socket turns edges into unparks. (Facts: zmq_getsockopt(3), ZMQ_FD and ZMQ_E
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import trio
 import zmq
 
 from . import endpoints
+from .trust import distrust
 
 Frames = Sequence[bytes | memoryview]
 
@@ -108,7 +111,7 @@ class Binding:
     """The right to an endpoint: an exclusive lock beside the socket file, and the file's removal at the end.
 
     A second bind on an ipc path would steal it silently, and a dead daemon leaves its file behind; the lock tells the
-    two apart.
+    two apart. Raises Taken, and EndpointError where no socket of ours can or should be.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -117,22 +120,47 @@ class Binding:
         self._lock = -1
         if self._path is None:
             return
-        self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        lock_path = self._path.with_name(self._path.name + ".lock")
-        # 0660 like the socket: a second user of the group may wait for us, nobody else may hold us up.
-        self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = self._locked(self._path)
         except BlockingIOError:
-            os.close(self._lock)
-            self._lock = -1
             raise Taken(f"{endpoint} is served by another hearthd") from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise endpoints.EndpointError(f"{endpoint}: {where}{error.strerror}") from None
+
+    def _locked(self, path: Path) -> int:
+        before = os.umask(0o027)  # of a directory that is made on the way, too, nobody else makes use
+        try:
+            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        finally:
+            os.umask(before)
+        lock_path = path.with_name(path.name + ".lock")
+        if why := distrust(path) or distrust(lock_path):
+            raise endpoints.EndpointError(f"{self.endpoint}: {why}")
+        # ZeroMQ removes what lies there before it binds: that must be a dead daemon's socket and nobody's file.
+        if path.exists() and not path.is_socket():
+            raise endpoints.EndpointError(f"{self.endpoint}: there is something that is no socket")
+        # 0660 like the socket: a second user of the group may wait for us, nobody else may hold us up.
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise
+        return lock
 
     def bind(self, raw: zmq.Socket[bytes]) -> None:
         """Bind with a socket file that owner and group may use."""
         before = os.umask(0o117)
         try:
             raw.bind(self.endpoint)
+        except zmq.ZMQError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise Taken(f"{self.endpoint} is in use by another program") from None
+            text = {errno.ENODEV: "no such host or interface", errno.EADDRNOTAVAIL: "not an address of this machine"}
+            number = error.errno or 0
+            reason = text.get(number, os.strerror(number))
+            raise endpoints.EndpointError(f"{self.endpoint}: {reason}") from None
         finally:
             os.umask(before)
 

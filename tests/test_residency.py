@@ -52,7 +52,7 @@ class House:
             identity="feed", hyper=lambda key, default=None: {"expert_count": EXPERTS, "expert_used_count": 2}.get(key)
         )
         self.options = SimpleNamespace(**{
-            "experts": "defer", "warm": "auto", "memory_budget": str(budget),
+            "experts": "defer", "warm": "auto", "memory_budget": f"{budget}B",
             "state_directory": str(directory / "state"), "short_memory": "mapping",
         } | options)  # fmt: skip
         self.mapping = Mapping([self.path])
@@ -485,7 +485,7 @@ async def test_heat_is_saved_when_the_run_ends_and_taken_up_by_the_next(houses: 
 
 
 @pytest.mark.parametrize(
-    ("setting", "expected"), [("auto", 0.8), ("50%", 0.5), ("512M", 0.25), ("1.5GiB", 0.75), (str(1 << 20), 2**-11)]
+    ("setting", "expected"), [("auto", 0.8), ("50%", 0.5), ("512M", 0.25), ("1.5GiB", 0.75), ("1024k", 2**-11)]
 )
 def test_the_budget_as_asked(tmp_path: Path, setting: str, expected: float) -> None:
     fake = machine(tmp_path, total=2 << 30, available=2 << 30)

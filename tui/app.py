@@ -200,7 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         endpoint = endpoints.control_to_connect(options.control)
     except endpoints.EndpointError as error:
-        parser.error(str(error))
+        print(f"hearthtop: {error}", file=sys.stderr)
+        return os.EX_CONFIG
 
     def secure(socket: zmq.Socket[Any], where: str) -> None:
         client.security.secure_client(socket, where, options.keys)

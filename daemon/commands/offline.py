@@ -36,8 +36,9 @@ def _size(text: str, flag: str, total: int = 0) -> int:
     try:
         if text != "auto" and (total or "%" not in text):
             return parse_budget(text, total, flag) or 0
-    except ConfigError:
-        pass
+    except ConfigError as error:
+        if "unit" in str(error):
+            raise CommandError(str(error), 2) from None
     raise CommandError(f"{flag}: {text!r} is not a size such as 4G" + " nor a share such as 80%" * bool(total), 2)
 
 
@@ -89,7 +90,7 @@ def run_plan(given: argparse.Namespace) -> None:
 def _plan(given: argparse.Namespace) -> dict[str, Any]:
     from ..model.plan import find_model, plan, this_machine
 
-    parse_budget(given.memory_budget, 1)
+    parse_budget(given.memory_budget, 1, "--memory-budget")
     try:
         model = find_model(given.model)
         machine = this_machine(getattr(model, "paths", None) or (), given.memory_budget)
