@@ -6,6 +6,7 @@ Data goes to stdout, everything else to stderr. A new group of commands is a mod
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import shtab
 
         shtab.add_argument_to(made, ["--print-completion"])
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal or its locale cannot show is shown as an escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         given = made.parse_args(arguments)
         code = given.run(given)

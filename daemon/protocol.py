@@ -11,6 +11,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from . import utf8
+
 VERSION = 1
 MESSAGE_LIMIT = 64 << 20  # bytes of a request; libzmq closes the connection of who sends more
 
@@ -336,7 +338,8 @@ _telemetry = msgspec.json.Decoder(AnyTelemetry)
 
 
 def encode(message: Struct) -> bytes:
-    return _encoder.encode(message)
+    """The body. What the daemon tells may name files that are not UTF-8 (see utf8.py); what a client asks may not."""
+    return _encoder.encode(message) if isinstance(message, Request) else utf8.json(message)
 
 
 def decode_request(body: bytes) -> AnyRequest:

@@ -36,7 +36,9 @@ def print_json(data: Any) -> None:
     """One document, indented; numpy and msgspec values welcome."""
     import msgspec
 
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(data), indent=2).decode() + "\n")
+    from ..utf8 import json
+
+    sys.stdout.write(msgspec.json.format(json(data), indent=2).decode() + "\n")
 
 
 def size(count: float) -> str:

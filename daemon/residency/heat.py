@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..trust import new_file
+
 HALF_LIFE_TOKENS = 20_000.0
 HALF_LIFE_DAYS = 14.0  # between one run and the next
 BUSY_SHARE, BUSY_CHOICES = 0.25, 0.85  # a guess before anything is known: that share of experts, of choices
@@ -115,7 +117,7 @@ class Heat:
             if not Path("/proc", left.suffix[1:]).exists():
                 left.unlink(missing_ok=True)
         try:
-            with open(temporary, "wb") as file:
+            with new_file(temporary) as file:
                 file.write(body.getvalue())
                 file.flush()
                 os.fsync(file.fileno())

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from ..trust import distrust
 from .heat import Heat
 
 SAVE_SECONDS = 60.0
@@ -24,6 +25,7 @@ class KeptHeat:
         self._path: Path | None = None
         self._loading = threading.Lock()
         self._warned = False
+        self._not_ours = ""  # why the place is not to be trusted
         self.source = "not looked for yet"
 
     def load(self) -> None:
@@ -37,14 +39,15 @@ class KeptHeat:
             self.source = "no experts"
             return
         self._path = heat_path(self._directory, self._identity)
-        reason = self._heat.load(self._path, self._identity)
+        self._not_ours = distrust(self._path)
+        reason = self._not_ours or self._heat.load(self._path, self._identity)
         self.source = f"not loaded: {reason}" if reason else f"loaded from {self._path}"
-        if reason := unwritable(self._path):
+        if reason := self._not_ours or unwritable(self._path):
             self._unsaved(reason)
 
     def save(self) -> None:
         """To the state directory. Blocks; never raises for want of a place to write."""
-        if self._path is None or self._heat.tokens() < 1:
+        if self._path is None or self._not_ours or self._heat.tokens() < 1:
             return
         try:
             self._heat.save(self._path, self._identity)

@@ -5,6 +5,7 @@ Decides nothing and replays nothing: see replay.py.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..trust import distrust
 from .replay import Trace
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ class Recorder:
         self.nbytes = expert_bytes(table)
         self._width = 3 + self._used
         self._progress: list[tuple[int, int, int]] = []
+        if why := distrust(self.path):
+            raise PermissionError(errno.EPERM, why, str(self.path))
         with open(self.path, "ab"):
             pass  # now rather than after an hour of recording
         self._program.trace_begin(CAPACITY)

@@ -19,6 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from ..trust import new_file
 from .keeper import RECENT_HALF_LIFE
 
 POLICIES = ("lru", "lfu", "heat", "optimal")
@@ -50,7 +51,7 @@ class Trace:
         return trace
 
     def save(self, path: Path | str) -> None:
-        with open(path, "wb") as file:
+        with new_file(path) as file:
             np.savez_compressed(file, choices=self.choices, nbytes=self.nbytes, batch=self.batch, run=self.run)
 
     def run_bytes_per_token(self, skip: int = 0) -> float | None:
