@@ -152,7 +152,8 @@ static int populate_piece(const hd_mapping *m, int32_t file, uint64_t begin, uin
         read += lost * PAGE; /* only what was asked for: the rest of a block is counted by whoever asks for that */
         if (!lost) continue;
         int entire = (float)(b - a) >= cover * (float)(whole - block);
-        if (m->huge && !m->blind && entire) continue;
+        /* Where populate is unknown, a fault may not read more than its page either: the kernel is older than both. */
+        if (m->huge && !m->blind && entire && !hd_populate_refused()) continue;
         hd_read_ahead(m, file, a, b);
     }
     out->read += read;
@@ -202,7 +203,8 @@ int hd_evict(const hd_mapping *m, int32_t file, uint64_t offset, uint64_t bytes,
 int hd_lock(const hd_mapping *m, int32_t file, uint64_t offset, uint64_t bytes, int on_fault) {
     if (file < 0 || file >= m->n || offset > m->size[file] || bytes > m->size[file] - offset) return EINVAL;
     uint64_t begin = down(offset, PAGE), end = up(offset + bytes, PAGE);
-    return syscall(SYS_mlock2, m->base[file] + begin, end - begin, on_fault ? 1 : 0) ? errno : 0;
+    if (!syscall(SYS_mlock2, m->base[file] + begin, end - begin, on_fault ? 1 : 0)) return 0;
+    return errno == ENOSYS && !mlock(m->base[file] + begin, end - begin) ? 0 : errno;
 }
 
 int hd_unlock(const hd_mapping *m, int32_t file, uint64_t offset, uint64_t bytes) {

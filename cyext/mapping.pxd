@@ -31,6 +31,9 @@ cdef extern from "mapping.h" nogil:
                   uint64_t *mapped)
     int hd_page_nodes(int64_t n, const uint64_t *address, int32_t *node)
 
+cdef extern from "populate.h" nogil:
+    int hd_populate_refused()
+
 
 cdef class Mapping:
     cdef hd_mapping *c

@@ -83,6 +83,11 @@ cdef class Mapping:
         return bool(self.get().huge)
 
     @property
+    def touches(self):
+        """True when the system refuses to populate, and pages are touched one by one instead."""
+        return bool(hd_populate_refused())
+
+    @property
     def blind(self):
         """True when the kernel will not tell us what is cached, because a file is neither ours nor writable."""
         return bool(self.get().blind)

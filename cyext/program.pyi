@@ -16,7 +16,10 @@ class Failed(RuntimeError):
 
 class Teams:
     cpus: list[list[int]]
-    def __init__(self, cpus: Sequence[Sequence[int]], spin: int = ...) -> None: ...
+    shares: list[int]
+    def __init__(
+        self, cpus: Sequence[Sequence[int]], spin: int = ..., shares: Sequence[int] | None = ...
+    ) -> None: ...
     def close(self) -> None: ...
 
 class State:
@@ -24,6 +27,7 @@ class State:
     def shrink(self, tokens: int) -> None: ...
 
 class Program:
+    def set_teams(self, teams: Teams) -> None: ...
     free_blocks: list[int]
     expert_counts: npt.NDArray[np.uint64]
     expert_touched: npt.NDArray[np.uint64]

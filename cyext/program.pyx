@@ -36,11 +36,12 @@ class Failed(RuntimeError):
 
 
 cdef class Teams:
-    """Pinned worker threads. cpus: for each team the processors of its threads (-1: not pinned)."""
+    """Pinned worker threads. cpus: for each team the processors of its threads (-1: not pinned); shares: by which work is
+    divided between the teams (default: by their threads)."""
     cdef hd_teams *handle
-    cdef readonly list cpus
+    cdef readonly list cpus, shares
 
-    def __cinit__(self, cpus, int spin=2000):
+    def __cinit__(self, cpus, int spin=2000, shares=None):
         flat = [cpu for team in cpus for cpu in team]
         if not flat or any(not team for team in cpus):
             raise ValueError("a team without threads")
@@ -49,7 +50,11 @@ cdef class Teams:
         cdef int32_t[::1] where = np.array(flat, dtype=np.int32)
         cdef int32_t[::1] team_of = np.array([k for k, team in enumerate(cpus) for _ in team], dtype=np.int32)
         self.cpus = [list(team) for team in cpus]
-        self.handle = hd_teams_new(<int32_t>len(flat), &where[0], &team_of[0], spin)
+        self.shares = [int(share) for share in (map(len, cpus) if shares is None else shares)]
+        if len(self.shares) != len(cpus) or min(self.shares) < 1:
+            raise ValueError("a share for each team")
+        cdef int32_t[::1] parts = np.array(self.shares, dtype=np.int32)
+        self.handle = hd_teams_new(<int32_t>len(flat), &where[0], &team_of[0], &parts[0], spin)
         if self.handle is NULL:
             raise MemoryError("no threads to be had")
 
@@ -230,6 +235,14 @@ cdef class Program:
             self.reads = np.zeros((len(nodes), self.p.spans.n), dtype=np.uint64)
             view = self.reads
             self.p.reads = <void *>&view[0, 0]
+
+    def set_teams(self, Teams teams):
+        """Other threads from the next step on, as many teams with the same shares: who reads which rows stays. Not while a
+        step runs."""
+        if teams.shares != (<Teams>self.teams).shares:
+            raise ValueError("teams with other shares")
+        self.teams = teams
+        self.p.teams = teams.handle
 
     def team_rows(self, int64_t rows):
         """[(first, end)]: the rows of a matrix of so many rows that each team reads."""

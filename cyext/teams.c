@@ -42,7 +42,7 @@ struct hd_teams {
     hd_job job;
     int32_t threads, teams, spin;
     range *ranges;                           /* [teams] */
-    int32_t *before;                         /* [teams + 1] threads in the teams before */
+    int32_t *before;                         /* [teams + 1] shares of the teams before */
     thread *all;
 };
 
@@ -126,7 +126,7 @@ static void *thread_main(void *argument) {
     }
 }
 
-hd_teams *hd_teams_new(int32_t threads, const int32_t *cpus, const int32_t *team_of, int32_t spin) {
+hd_teams *hd_teams_new(int32_t threads, const int32_t *cpus, const int32_t *team_of, const int32_t *shares, int32_t spin) {
     hd_teams *t = aligned_alloc(64, (sizeof *t + 63) & ~(size_t)63);
     if (!t) return NULL;
     memset(t, 0, sizeof *t);
@@ -140,6 +140,7 @@ hd_teams *hd_teams_new(int32_t threads, const int32_t *cpus, const int32_t *team
         return NULL;
     }
     for (int32_t i = 0; i < threads; i++) t->before[team_of[i] + 1] = i + 1;
+    for (int32_t k = 0; shares && k < t->teams; k++) t->before[k + 1] = t->before[k] + shares[k];
     memset(t->ranges, 0, sizeof(range) * (size_t)t->teams);
     hd_fault_install();
     /* Signals are the main thread's business. */
@@ -190,8 +191,8 @@ int32_t hd_teams_size(const hd_teams *t, int32_t team) {
 }
 
 void hd_teams_share(const hd_teams *t, int32_t team, int64_t n, int64_t *a, int64_t *b) {
-    *a = n * t->before[team] / t->threads;
-    *b = n * t->before[team + 1] / t->threads;
+    *a = n * t->before[team] / t->before[t->teams];
+    *b = n * t->before[team + 1] / t->before[t->teams];
 }
 
 void hd_teams_run(hd_teams *t, const hd_job *job) {

@@ -25,14 +25,15 @@ typedef struct hd_job {
     void *context;
 } hd_job;
 
-/* cpus: for each thread the processor to pin it to, -1 for none; team_of: its team, ascending. NULL when out of memory. */
-hd_teams *hd_teams_new(int32_t threads, const int32_t *cpus, const int32_t *team_of, int32_t spin);
+/* cpus: for each thread the processor to pin it to, -1 for none; team_of: its team, ascending; shares: by which items are
+ * dealt out to the teams, above 0 each (NULL: by their threads). NULL when out of memory. */
+hd_teams *hd_teams_new(int32_t threads, const int32_t *cpus, const int32_t *team_of, const int32_t *shares, int32_t spin);
 void hd_teams_free(hd_teams *t);
 int32_t hd_teams_count(const hd_teams *t);
 int32_t hd_teams_threads(const hd_teams *t);
 int32_t hd_teams_size(const hd_teams *t, int32_t team);
 
-/* Items [*a, *b) of n are this team's, when items are dealt out in proportion to the teams' threads. */
+/* Items [*a, *b) of n are this team's, when items are dealt out in proportion to the teams' shares. */
 void hd_teams_share(const hd_teams *t, int32_t team, int64_t n, int64_t *a, int64_t *b);
 
 /* Run a job and return when it is over. One job at a time; the caller sleeps. */

@@ -103,8 +103,8 @@ class Bench:
         self.table = architectures.check(self.model).table
         self.mapping = Mapping(self.model.paths)
         self.warm()
-        cpus = len(os.sched_getaffinity(0))
         machine = topology.read()
+        cpus = sum(len(core) for node in machine.nodes for core in node.cores)
         count = threads if threads is not None else machine.threads
         if not 1 <= count <= cpus:
             raise ValueError(f"{count} threads: this process may use {cpus} processors")

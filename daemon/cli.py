@@ -107,8 +107,9 @@ def run(config: Any, open_hearth: Callable[[Any], Any]) -> int:
     from .config import ConfigError
     from .endpoints import EndpointError
     from .security import KeyTrouble
-    from .service import first_cause, serve
+    from .service import serve
     from .sockets import Taken
+    from .tending import first_cause
 
     try:
         return serve(config, open_hearth, version())

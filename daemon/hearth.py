@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -21,6 +22,7 @@ from .model import architectures
 from .model.gguf import ModelError, open_model
 from .model.hyper import is_array
 from .model.sampling import Sampler
+from .processors import Processors
 from .residency import Residency, numa_audit
 from .residency.placement import Placement, choose
 
@@ -66,10 +68,12 @@ class Hearth:
         self.table = self.checked.table
         self.mapping = Mapping(self.model.paths)
         self.topology = topology.read()
-        self.threads = config.threads or self.topology.threads
+        self.processors = Processors(config.threads, self.topology)
         self._read_bytes = int(self.table.nbytes.sum())
         smallest = int(min(self.table.nbytes[self.table.expert >= 0], default=0))
-        self.numa = choose(config.numa, self.topology, self.threads, nbytes=self._read_bytes, expert_bytes=smallest)
+        self.numa = choose(config.numa, self.topology, self.processors.threads, nbytes=self._read_bytes,
+                           expert_bytes=smallest)  # fmt: skip
+        self.processors.divide(self.numa.teams, self.numa.nodes)
         self.spans = Spans(self.mapping, self.table.file, self.table.offset, self.table.nbytes, self.table.layer,
                            len(self.numa.teams))  # fmt: skip
         self.queue = PopulateQueue(self.spans, workers=WORKERS, background=BACKGROUND, piece=PIECE, nice=0,
@@ -110,10 +114,6 @@ class Hearth:
         if info.context < config.context:
             text = f"the model was trained for {info.context} tokens: context is {info.context}, not {config.context}"
             self._warn("context-cut", text)
-        cores = len(os.sched_getaffinity(0))
-        if self.threads > cores:
-            self._warn("threads-over", f"{self.threads} threads on {cores} processors take turns and get slower")
-
         if strange := strange_variables():
             self._warn("unknown-variable", f"not a setting, and without effect: {', '.join(strange)}")
         for code, text in self.checked.warnings():
@@ -131,7 +131,7 @@ class Hearth:
     @property
     def warnings(self) -> list[protocol.Warning_]:
         """All so far."""
-        return self._warnings + list(self.residency.warnings)
+        return self._warnings + self.processors.warnings + self.residency.all_warnings
 
     # -- the second act ----------------------------------------------------------------------------------------------
 
@@ -153,6 +153,10 @@ class Hearth:
     async def prepared(self) -> None:
         """Until requests can be answered."""
         await self._prepared.wait()
+
+    async def follow(self, say: Callable[[str, str, str], None]) -> None:
+        """Until cancelled, once prepared: threads as processors and quotas allow. say: code, message, level."""
+        await self.processors.follow(self.engine, say)
 
     def _make_tokenizer(self) -> None:
         from hearthd.cyext.gguf_header import HeaderError
@@ -202,10 +206,13 @@ class Hearth:
 
     def prefill(self, running: bool, tokens: int = 0) -> None:
         """A step that reads so many tokens of a prompt begins, or has ended."""
-        if running:
-            self.residency.prefill_started(tokens)
-        else:
-            self.residency.prefill_finished()
+        try:
+            if running:
+                self.residency.prefill_started(tokens)
+            else:
+                self.residency.prefill_finished()
+        except Exception as error:  # the step goes on: residency only makes it faster
+            self.residency.tending.failed("residency beside a prompt", error)
 
     def warmed(self) -> bool:
         """Nothing that was planned is left to warm."""
@@ -222,7 +229,8 @@ class Hearth:
             "experts": config.experts,
             "warm": config.warm,
             "memory_budget": config.memory_budget,
-            "threads": self.threads,
+            "threads": self.processors.threads,
+            **({"threads_reason": self.processors.reason} if self.processors.reason else {}),
             "context": self.info.context,
             "batch": config.batch,
             "sessions": config.sessions,
@@ -277,7 +285,7 @@ class Hearth:
 
     def save(self) -> None:
         """Heat, to the state directory."""
-        self.residency.save()
+        self.residency.save_at_the_end()
 
     def close(self) -> None:
         """After residency's task has ended: queue, engine, mapping."""

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -26,10 +27,12 @@ from .scheduler import Scheduler
 from .security import Keys
 from .sockets import Binding
 from .telemetry import Telemetry, process_start_seconds
+from .tending import first_cause
 
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
+AGAIN_SECONDS = 1.0  # at most between two tries of the watchdog
 REPORT_SECONDS = 1.0  # between two looks at what the service manager is told
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STATE_FIELDS = ("state", "warm_percent", "state_note")
@@ -75,7 +78,7 @@ class Service:
                     await nursery.start(self._control.serve, self._operations.table())
                     await nursery.start(self._telemetry.run)
                     await nursery.start(self._watch_signals)  # who hears READY may send SIGTERM at once
-                    nursery.start_soon(self._watchdog)
+                    nursery.start_soon(self._telemetry.tending.keep, "the watchdog", self._watchdog, AGAIN_SECONDS)
                     nursery.start_soon(self._live, task_status)
                     await self._stop_asked.wait()
                     await self._drain()
@@ -106,13 +109,14 @@ class Service:
         hearth, telemetry = self._hearth, self._telemetry
         if self._config.warm != "before-ready":
             self._ready(task_status)
+        keep = telemetry.tending.keep
         hearth.begin(telemetry.event)
         self._tell_warnings()
         async with trio.open_nursery() as nursery:
             if hearth.residency is not None:
                 nursery.start_soon(hearth.residency.run)
             if self._notifier.listening:
-                nursery.start_soon(self._report)
+                nursery.start_soon(keep, "telling the service manager", self._report)
             try:
                 await hearth.prepare()
             except Exception as caught:
@@ -127,6 +131,7 @@ class Service:
             self._scheduler.on_prefill = hearth.prefill
             self._scheduler.use(hearth.engine)
             nursery.start_soon(self._scheduler.run)
+            nursery.start_soon(keep, "following processors", partial(hearth.follow, telemetry.tending.say))
             if self._config.warm == "before-ready":
                 while not hearth.warmed():
                     self._notifier.more_time(10, self._status_line())
@@ -198,7 +203,7 @@ class Service:
             isa=hearth.engine.isa if hearth.engine is not None else "",
             ready_seconds=self._ready_seconds,
             start_line=hearth.start_line(),
-            warnings=list(hearth.warnings),
+            warnings=[*hearth.warnings, *self._telemetry.tending.warnings],
             stats=stats,
             residency=self._telemetry.residency(),
             events=list(events)[-16:],
@@ -239,13 +244,6 @@ class Service:
             await self._scheduler.until_idle()
         await self._control.flushed(FLUSH_SECONDS)
         await trio.to_thread.run_sync(self._hearth.save)
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """What people want to read where nurseries have wrapped it."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def serve(config: Config, open_hearth: Callable[[Config], Any], version: str) -> int:

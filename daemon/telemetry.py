@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,11 +20,13 @@ import zmq
 from . import protocol
 from .scheduler import Scheduler
 from .sockets import Binding, Socket, make, pumping
+from .tending import Tending
 
 log = logging.getLogger(__name__)
 
 STATS_SECONDS = 0.25
 RESIDENCY_SECONDS = 1.0
+AGAIN_SECONDS = 5.0  # at most between two tries of what could not be told
 EVENTS_KEPT = 64
 LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 STATS_FIELDS = frozenset(protocol.Stats.__struct_fields__)
@@ -59,6 +62,7 @@ class Telemetry:
         self._cpu_percent = 0.0
         self.events: collections.deque[protocol.EventNow] = collections.deque(maxlen=EVENTS_KEPT)
         self.state = "mapped"
+        self.tending = Tending(lambda code, message, level: self.say(code, message, level=level))
 
     # -- what is said ------------------------------------------------------------------------------------------------
 
@@ -76,6 +80,7 @@ class Telemetry:
 
     def stats(self) -> protocol.Stats:
         """The numbers of this moment."""
+        self.tending.look()
         now = time.monotonic()
         if (passed := now - self._cpu[0]) >= STATS_SECONDS / 2:
             used = time.process_time()
@@ -130,9 +135,12 @@ class Telemetry:
         async with AsyncExitStack() as stack:
             self._socket = await stack.enter_async_context(pumping(self._raw))
             nursery = await stack.enter_async_context(trio.open_nursery())
-            nursery.start_soon(self._listen, self._socket)
-            nursery.start_soon(self._repeat, STATS_SECONDS, b"stats", self.stats)
-            nursery.start_soon(self._repeat, RESIDENCY_SECONDS, b"residency", self.residency)
+            for name, task in (
+                ("hearing who subscribes", partial(self._listen, self._socket)),
+                ("telemetry of stats", partial(self._repeat, STATS_SECONDS, b"stats", self.stats)),
+                ("telemetry of residency", partial(self._repeat, RESIDENCY_SECONDS, b"residency", self.residency)),
+            ):
+                nursery.start_soon(self.tending.keep, name, task, AGAIN_SECONDS)
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -160,7 +168,10 @@ class Telemetry:
 
 def process_start_seconds() -> float:
     """Seconds since this process was started, from the kernel (proc(5), field 22 of stat: clock ticks since boot)."""
-    with open("/proc/self/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
-    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.process_time()  # what we have computed since then, where the kernel does not tell
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)

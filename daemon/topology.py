@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,10 +69,11 @@ class Topology:
 
     @property
     def threads(self) -> int:
-        """How many threads compute best: one a physical core, no more than the cgroup's quota can run."""
+        """How many threads compute best: one a physical core, no more than the cgroup's quota runs without a pause: a
+        thread too many stops all others at each barrier, for the rest of the period."""
         if self.quota is None:
             return self.cores
-        return max(1, min(self.cores, int(self.quota + 0.5)))
+        return max(1, min(self.cores, int(self.quota)))
 
     def home(self, number: int) -> int:
         """The node whose memory a team of node `number` uses: its own, else the nearest that has some."""
@@ -91,7 +92,7 @@ class Topology:
         threads = threads or self.threads
         if not nodes:
             return [[-1] * threads]
-        share = _deal(threads, [len(node.cores) for node in nodes])
+        share = deal(threads, [len(node.cores) for node in nodes])
         teams = []
         for node, n in zip(nodes, share, strict=True):
             there = node.processors
@@ -101,7 +102,7 @@ class Topology:
 
     def team_nodes(self, threads: int = 0) -> list[int]:
         """The node's number of each team of `teams`."""
-        share = _deal(threads or self.threads, [len(node.cores) for node in self.working])
+        share = deal(threads or self.threads, [len(node.cores) for node in self.working])
         return [node.number for node, n in zip(self.working, share, strict=True) if n] or [0]
 
     def one_team(self, threads: int = 0) -> list[int]:
@@ -113,8 +114,9 @@ class Topology:
         return [there[at] if at < len(there) else -1 for at in range(threads)]
 
 
-def _deal(threads: int, cores: list[int]) -> list[int]:
-    """Threads per node in proportion to its cores: largest remainders first, lower nodes first among equals."""
+def deal(threads: int, cores: Sequence[int], least: int = 0) -> list[int]:
+    """Threads per node in proportion to its cores: largest remainders first, lower nodes first among equals; `least` of
+    them on each, if that is more threads than there are to deal."""
     total = sum(cores)
     if not total:
         return []
@@ -122,6 +124,11 @@ def _deal(threads: int, cores: list[int]) -> list[int]:
     rest = [(-(threads * n % total), k) for k, n in enumerate(cores)]
     for _, k in sorted(rest)[: threads - sum(share)]:
         share[k] += 1
+    while min(share) < least:
+        most = max(share)
+        if most > least:
+            share[share.index(most)] -= 1
+        share[share.index(min(share))] += 1
     return share
 
 
@@ -134,7 +141,7 @@ def read(root: Path | str = "/", allowed: Iterable[int] | None = None) -> Topolo
     root = Path(root)
     status = _text(root / "proc/self/status")
     if allowed is None:
-        allowed = os.sched_getaffinity(0) if root == Path("/") else _listed(status, "Cpus_allowed_list")
+        allowed = usable() if root == Path("/") else _listed(status, "Cpus_allowed_list")
     system = root / "sys/devices/system"
     online = cpu_list(_text(system / "cpu/online")) or sorted(allowed or [0])
     ours = set(online) if allowed is None else set(allowed) & set(online)
@@ -146,6 +153,19 @@ def read(root: Path | str = "/", allowed: Iterable[int] | None = None) -> Topolo
         nodes = [Node(0, _cores(system, sorted(ours), ours), memory, free, {0: LOCAL})]
     balancing = _text(root / "proc/sys/kernel/numa_balancing").strip() not in ("", "0")
     return Topology(tuple(nodes), _quota(root), balancing)
+
+
+def glance() -> tuple[frozenset[int], float | None]:
+    """What may change while we run, cheaply: the processors that we may use, and the cgroup's quota."""
+    return frozenset(usable() or ()), _quota(Path("/"))
+
+
+def usable() -> set[int] | None:
+    """Processors that this process's main thread may run on now; None where the system does not tell (a sandbox)."""
+    try:
+        return os.sched_getaffinity(os.getpid())
+    except OSError:
+        return None
 
 
 def _node(system: Path, number: int, online: set[int], ours: set[int], mems: set[int] | None) -> Node:

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,11 +46,12 @@ def daemons(directory: Path) -> Iterator[Callable[..., DaemonProcess]]:
     """A function that starts daemons on endpoints in a directory; they end with the body.
 
     `start("MODEL", "--warm", "off")` runs hearthd until it says READY; with `fake=True` it serves
-    tests/fake_hearth.py instead of a model.
+    tests/fake_hearth.py instead of a model; `wrap` is what the command is run by.
     """
     running: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str, fake: bool = False, env: dict[str, str] | None = None) -> DaemonProcess:
+    def start(*arguments: str, fake: bool = False, env: dict[str, str] | None = None,
+              wrap: Sequence[str] = ()) -> DaemonProcess:  # fmt: skip
         number = len(running)
         endpoint = f"ipc://{directory}/d{number}.control"
         chosen: list[str] = ["--control", endpoint]
@@ -64,7 +65,7 @@ def daemons(directory: Path) -> Iterator[Callable[..., DaemonProcess]]:
             notify.settimeout(0.05)
             surroundings = {"NOTIFY_SOCKET": notify_path, "HEARTHD_STATE_DIRECTORY": str(directory / "state")}
             process = subprocess.Popen(
-                [sys.executable, *program, *arguments, *chosen],
+                [*wrap, sys.executable, *program, *arguments, *chosen],
                 stderr=stderr,
                 text=True,
                 env=os.environ | surroundings | (env or {}),

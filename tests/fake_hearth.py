@@ -159,6 +159,9 @@ class Hearth:
     async def prepared(self) -> None:
         await self._prepared.wait()
 
+    async def follow(self, say: Any) -> None:
+        pass
+
     def begin(self, on_event: Any) -> None:
         pass
 

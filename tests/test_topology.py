@@ -115,8 +115,9 @@ def test_quotas_of_cgroups_bound_threads(tmp_path):
     folder = root / "sys/fs/cgroup/system.slice"
     (folder / "hearthd.service").mkdir(parents=True)
     (folder / "hearthd.service/cpu.max").write_text("max 100000\n")
-    (folder / "cpu.max").write_text("350000 100000\n")
-    assert topology.read(root).threads == 4
+    for quota, threads in ((350000, 3), (150000, 1), (50000, 1), (200000, 2), (10**7, 8)):
+        (folder / "cpu.max").write_text(f"{quota} 100000\n")
+        assert topology.read(root).threads == threads
     (root / "proc/self/cgroup").write_text("5:cpu,cpuacct:/a\n")
     (root / "sys/fs/cgroup/cpu/a").mkdir(parents=True)
     (root / "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us").write_text("200000\n")

@@ -96,6 +96,7 @@ class Engine:
         h = self.hyper
         self.context = min(context, h.n_context_train) if h.n_context_train else context
         self.batch = batch
+        self._spin = spin
         self.teams = cy.Teams(teams, spin)
         self.program = cy.Program(
             spans, queue, self.teams, isa, batch, h.n_layer, h.n_expert, max(h.n_expert_used, 1), h.n_vocab
@@ -196,6 +197,16 @@ class Engine:
         by rows."""
         with self._lock:
             self.program.set_split(1 if owner is None else 2, owner)
+
+    def use_processors(self, teams: Sequence[Sequence[int]]) -> None:
+        """From the next step on these processors' threads, as many teams as before. Blocks while a step runs; answers
+        stay the same, bit for bit. Raises MemoryError where no threads are to be had: then the old ones go on."""
+        made = cy.Teams(teams, self._spin, self.teams.shares)
+        with self._lock:
+            old, self.teams = self.teams, made
+            self.program.set_teams(made)
+            self.threads = sum(len(team) for team in teams)
+        old.close()
 
     # --- what it is, and what it learnt ---
 

@@ -53,6 +53,9 @@ def audit(model: Any, table: Any, mapping: Any, options: Any, budget: int) -> li
     if not mapping.huge:
         warn("no-huge-blocks", "the kernel does not read files in 2 MiB folios here (transparent huge pages are off): "
              "warming costs more processor time")  # fmt: skip
+    if mapping.touches:
+        warn("populate-refused", "the system refuses MADV_POPULATE_READ (a kernel before 5.14, or a sandbox): pages "
+             "are touched one by one, and warming costs more processor time")  # fmt: skip
     dense, experts = int(nbytes[~is_expert].sum()), int(nbytes[is_expert].sum())
     if dense > budget:
         warn("budget-below-dense",

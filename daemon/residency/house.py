@@ -15,6 +15,7 @@ import trio
 from numpy.typing import NDArray
 
 from .. import protocol
+from ..tending import Tending
 from . import tables
 from .allowance import Allowance
 from .arena import Arena, choose_arena
@@ -43,6 +44,8 @@ IDLE_REFRESH_SHARE = 0.003
 LONGEST_REFRESH_SECONDS = 15.0
 QUIET_TICKS = 20  # without movement, after which an unfinished plan counts as idle too
 WATCHED_SECONDS = 3.0  # so long after somebody has looked at the ledger it is kept fresh
+URGENT_SECONDS = 5.0  # at most between two tries of what keeps us within memory
+REFRESH_AGAIN_SECONDS = 15.0
 REPLAN_TOKENS = 256.0  # after so many tokens the order by heat is made anew
 
 
@@ -80,6 +83,7 @@ class Residency:
         self.state = "mapped"
         self._progress = self.warmer.progress() | {"percent": 0.0}  # of when the state was decided: told together
         self.on_event: Callable[[protocol.EventNow], None] | None = None
+        self.tending = Tending(self._say)
         self._begun = False
         self._prefilling = False
         self._at_rest = False  # what is to be there is there
@@ -100,6 +104,7 @@ class Residency:
         self._wake = trio.Event()
         self._watched = 0.0
         self._quiet = 0
+        self._resting = False  # at the last tick nothing moved
         self.orders = Orders(
             spans, queue, self.warmer, self.keeper, lambda select: select_spans(select, table, self.heat.counts),
             lambda: self.budget.bytes, self._ordered,
@@ -111,6 +116,11 @@ class Residency:
     def budget(self) -> Budget:
         """What may be resident now."""
         return self._allowance.now
+
+    @property
+    def all_warnings(self) -> list[protocol.Warning_]:
+        """What is so from the start, and what has failed and not recovered."""
+        return self.warnings + self.tending.warnings
 
     def place(self, engine: Any) -> None:
         """Divide the model between the engine's teams, by earlier runs' heat. Blocks; before anything is populated."""
@@ -134,12 +144,15 @@ class Residency:
         """Queue the dense spans (and what --experts eager adds) at once. Cheap; `run` calls it if nobody has."""
         if not self._begun:
             self._begun = True
-            self.arena = choose_arena(
-                self._queue, self._spans, getattr(self._options, "short_memory", "auto"), self.warmer.expert_ids,
-                all_warmed=self.warmer.warms_all(self.budget.bytes) and self.warmer.experts == "defer",
-                budget=self.budget.bytes,
-                dense=int(self.keeper.nbytes[self.warmer.dense].sum()),
-            )  # fmt: skip
+            try:
+                self.arena = choose_arena(
+                    self._queue, self._spans, getattr(self._options, "short_memory", "auto"), self.warmer.expert_ids,
+                    all_warmed=self.warmer.warms_all(self.budget.bytes) and self.warmer.experts == "defer",
+                    budget=self.budget.bytes,
+                    dense=int(self.keeper.nbytes[self.warmer.dense].sum()),
+                )  # fmt: skip
+            except (OSError, MemoryError) as error:  # there is none, then
+                self.tending.failed("the arena", error)
             if self.arena.in_use and not self.arena.passing:
                 self._say("arena", self.arena.line())
             self.warmer.apart = self.arena.passing
@@ -149,27 +162,34 @@ class Residency:
     # -- the clock ---------------------------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled; saves heat on the way out."""
-        await trio.to_thread.run_sync(self._kept.load)
+        """Until cancelled; saves heat on the way out. A part that fails is told and begins again: the others, and the
+        answers, go on without it."""
+        try:
+            await trio.to_thread.run_sync(self._kept.load)
+        except Exception as error:  # then heat is counted from nothing
+            self.tending.failed("reading heat", error)
         if self._begun:
             self.warmer.plan(self.budget.bytes)
         self.begin()
         task_status.started()
+        keep = self.tending.keep
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tick)
-                nursery.start_soon(self._refresh)
-                nursery.start_soon(self._save_heat)
+                nursery.start_soon(keep, "the clock of warming", self._tick, URGENT_SECONDS)
+                nursery.start_soon(keep, "following the budget", self._hold_budget, URGENT_SECONDS)
+                nursery.start_soon(keep, "measuring what is resident", self._refresh, REFRESH_AGAIN_SECONDS)
+                nursery.start_soon(keep, "saving heat", self._save_heat)
                 if self.arena.passing:
-                    nursery.start_soon(self._bring_home)
+                    nursery.start_soon(keep, "moving the arena into the mapping", self._bring_home)
                 if self.placement is not None and len(self.placement.choice.teams) > 1:
-                    nursery.start_soon(self._follow_placement)
+                    nursery.start_soon(keep, "following placement", self._follow_placement)
         finally:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self.save)
+                await trio.to_thread.run_sync(self.save_at_the_end)
 
     async def _tick(self) -> None:
         while True:
+            self.tending.look()
             self._count()
             warmed = self.warmed()
             self._update_state()
@@ -177,13 +197,18 @@ class Residency:
             if self._tokens_since_plan >= REPLAN_TOKENS and unfinished and not self._prefilling:
                 self._tokens_since_plan = 0.0
                 self.warmer.plan(self.budget.bytes)
-            # However long the ledger takes: a limit falls without a warning.
+            self._resting = self._idle(warmed)
+            await self._pause(IDLE_TICK_SECONDS if self._resting else TICK_SECONDS, TICK_SECONDS)
+
+    async def _hold_budget(self) -> None:
+        """However long the ledger takes, and whatever else fails: a limit falls without a warning."""
+        while True:
             pause = REFRESH_SECONDS if self._quiet == 0 or self._looked_at() else IDLE_REFRESH_SECONDS
             if self._allowance.age() >= pause:
                 await trio.to_thread.run_sync(self._allowance.read, self.arena.taken())
             if self.keeper.over(self.budget.bytes) > 0 or self.arena.taken() > 0:
                 await trio.to_thread.run_sync(self._make_room)
-            await self._pause(IDLE_TICK_SECONDS if self._idle(warmed) else TICK_SECONDS, TICK_SECONDS)
+            await self._pause(IDLE_TICK_SECONDS if self._resting else TICK_SECONDS, TICK_SECONDS)
 
     def _idle(self, warmed: bool) -> bool:
         """Nothing runs, and nothing is on its way into memory (or has been for a while, where not all can be).
@@ -415,10 +440,19 @@ class Residency:
     # -- heat --------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Heat, and the trace if there is one. Blocks; never raises for want of a place to write."""
-        if self._recorder is not None:
-            self._recorder.save()
-        self._kept.save()
+        """Heat, and the trace if there is one. Blocks; raises what is no want of a place to write."""
+        try:
+            if self._recorder is not None:
+                self._recorder.save()
+        finally:
+            self._kept.save()
+
+    def save_at_the_end(self) -> None:
+        """The same, where nobody can try again: a failure is in the log."""
+        try:
+            self.save()
+        except Exception:
+            log.exception("heat or the trace could not be saved")
 
     async def _save_heat(self) -> None:
         while True:

@@ -58,10 +58,9 @@ class Keeper:
             try:
                 self._mapping.lock(int(self.file[members[0]]), begin, size)
             except OSError as error:
-                if error.errno not in (errno.ENOMEM, errno.EPERM, errno.EAGAIN):
-                    raise
+                full = error.errno in (errno.ENOMEM, errno.EPERM, errno.EAGAIN)
                 self.lock_short = (f"{gib(locked)} of {gib(int(self.nbytes[ids].sum()))} dense spans are locked: "
-                                   "RLIMIT_MEMLOCK allows no more")  # fmt: skip
+                                   + ("RLIMIT_MEMLOCK allows no more" if full else str(error.strerror)))  # fmt: skip
                 break
             self._ledger.locked[members] = True
             locked += size
@@ -90,7 +89,7 @@ class Keeper:
         return total
 
     def unlock(self, ids: NDArray[np.int32]) -> None:
-        """Undo lock_dense for these spans. Blocks."""
+        """Undo lock_dense for these spans. Blocks. Raises OSError."""
         for begin, end, members in self._runs(ids[self._ledger.locked[ids]]):
             self._mapping.unlock(int(self.file[members[0]]), begin, end - begin)
             self._ledger.locked[members] = False

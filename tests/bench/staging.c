@@ -184,7 +184,7 @@ static int prepare(run *r, const tensor *t, const char *isa, int32_t threads, co
     }
     if (r->kind) r->panel_bytes = panel_size(r->kind, t->cols);
     int32_t *team = calloc((size_t)threads, sizeof *team);
-    r->teams = team ? hd_teams_new(threads, cpus, team, 2000) : NULL;
+    r->teams = team ? hd_teams_new(threads, cpus, team, NULL, 2000) : NULL;
     free(team);
     return r->teams != NULL;
 }
