@@ -156,8 +156,9 @@ class Service:
         residency = self._hearth.residency
         if residency is None or self._telemetry.state == "stopping":
             return self._telemetry.state
-        stats = residency.stats()
-        return protocol.Stats(**{name: stats[name] for name in STATE_FIELDS}).state_line()
+        least: dict[str, Any] = {"state": self._telemetry.state}
+        stats = self._telemetry.tending.attempt("residency's numbers", residency.stats, least)
+        return protocol.Stats(**{name: stats[name] for name in STATE_FIELDS if name in stats}).state_line()
 
     async def _report(self) -> None:
         while True:
@@ -191,7 +192,7 @@ class Service:
     def status_data(self) -> protocol.StatusData:
         hearth = self._hearth
         stats = self._telemetry.stats()
-        events = self._telemetry.events
+        events, attempt = self._telemetry.events, self._telemetry.tending.attempt
         data = protocol.StatusData(
             version=self._version,
             pid=os.getpid(),
@@ -202,19 +203,19 @@ class Service:
             options=hearth.options(),
             isa=hearth.engine.isa if hearth.engine is not None else "",
             ready_seconds=self._ready_seconds,
-            start_line=hearth.start_line(),
-            warnings=[*hearth.warnings, *self._telemetry.tending.warnings],
+            start_line=attempt("the start line", hearth.start_line, ""),
             stats=stats,
             residency=self._telemetry.residency(),
             events=list(events)[-16:],
         )
         if hearth.residency is not None:
-            status = hearth.residency.status()
+            status: dict[str, Any] = attempt("residency's status", hearth.residency.status, {})
             data.warm = dict(status.get("warm", {}))
             data.heat = dict(status.get("heat", {}))
             data.budget = dict(status.get("budget", {}))
             data.arena = dict(status.get("arena", {}))
             data.lookahead = dict(status.get("lookahead", {}))
+        data.warnings = [*hearth.warnings, *self._telemetry.tending.warnings]  # of what has just failed, too
         return data
 
     # -- ending ------------------------------------------------------------------------------------------------------

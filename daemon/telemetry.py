@@ -101,7 +101,8 @@ class Telemetry:
             cpu_percent=self._cpu_percent,
         )
         if (residency := self._hearth.residency) is not None:
-            for name, value in residency.stats().items():
+            none: dict[str, Any] = {}
+            for name, value in self.tending.attempt("residency's numbers", residency.stats, none).items():
                 if name in STATS_FIELDS:
                     setattr(stats, name, value)
         if (engine := self._hearth.engine) is not None:
@@ -114,9 +115,10 @@ class Telemetry:
         return stats
 
     def residency(self) -> protocol.ResidencyNow:
-        if (residency := self._hearth.residency) is not None:
-            return residency.snapshot()
-        return protocol.ResidencyNow(time=time.time(), unknown_reason="not measured yet")
+        unknown = protocol.ResidencyNow(time=time.time(), unknown_reason="not measured yet")
+        if (residency := self._hearth.residency) is None:
+            return unknown
+        return self.tending.attempt("residency's picture", residency.snapshot, unknown)
 
     # -- saying it ---------------------------------------------------------------------------------------------------
 

@@ -6,9 +6,8 @@ Owns no task and repairs nothing. What a failure leaves behind is the task's bus
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import trio
 
@@ -21,6 +20,7 @@ FIRST_SECONDS = 1.0  # before a task begins again; twice as long after each furt
 LONGEST_SECONDS = 60.0
 STEADY_SECONDS = 10.0  # a task that has run for so long has recovered
 
+T = TypeVar("T")
 Say = Callable[[str, str, Literal["info", "warning"]], None]
 
 
@@ -55,15 +55,23 @@ class Tending:
     def failed(self, name: str, error: Exception) -> None:
         """Note a failure; a new one is told, with its traceback in the log."""
         why = described(error)
-        self._steady_at[name] = time.monotonic() + STEADY_SECONDS
+        self._steady_at[name] = trio.current_time() + STEADY_SECONDS
         if self._failed.get(name) != why:
             self._failed[name] = why
             log.warning("%s has failed and is tried again", name, exc_info=error)
             self.say(CODE, f"{name} has failed and is tried again: {why}", "warning")
 
+    def attempt(self, name: str, call: Callable[[], T], otherwise: T) -> T:
+        """What a call returns, or something else where it raises."""
+        try:
+            return call()
+        except Exception as error:
+            self.failed(name, error)
+            return otherwise
+
     def look(self) -> None:
         """Tell what has recovered. Cheap: to be called now and then."""
-        now = time.monotonic()
+        now = trio.current_time()
         for name in [name for name in self._failed if self._steady_at[name] <= now]:
             del self._failed[name]
             self.say(CODE, f"{name} goes on again", "info")
@@ -72,12 +80,12 @@ class Tending:
         """Run a task until it returns or is cancelled, again and again where it raises."""
         pause = FIRST_SECONDS
         while True:
-            began = time.monotonic()
+            began = trio.current_time()
             try:
                 await task()
                 return
             except Exception as error:  # also a group of nothing but such
-                if time.monotonic() - began > STEADY_SECONDS:
+                if trio.current_time() - began > STEADY_SECONDS:
                     pause = FIRST_SECONDS
                 self.failed(name, error)
             self._steady_at[name] += pause

@@ -5,6 +5,7 @@ Owns the reading of /proc and cgroup files. Evicts nothing itself.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,9 @@ class Budgeter:
     ) -> None:
         self._proc = proc
         self._cgroup = cgroup
+        # Until it can be read, and where it cannot be (a sandbox without /proc): all of it, of which a share is taken.
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self._memory = {"MemTotal": whole, "MemAvailable": whole}
         total = self._meminfo().get("MemTotal", 0)
         self._asked = parse_budget(setting, total)
         self._held_back = 0.0
@@ -91,7 +95,9 @@ class Budgeter:
             words = rest.split()
             if words and words[0].isdigit():
                 found[name] = int(words[0]) << 10
-        return found
+        if found.get("MemTotal"):
+            self._memory = found  # else what was read last: nothing readable is no reason to give everything back
+        return self._memory
 
     def _own(self, controller: str) -> str | None:
         """Our path in a hierarchy: `0::/path` in version 2, `N:memory:/path` in version 1."""

@@ -164,10 +164,7 @@ class Residency:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; saves heat on the way out. A part that fails is told and begins again: the others, and the
         answers, go on without it."""
-        try:
-            await trio.to_thread.run_sync(self._kept.load)
-        except Exception as error:  # then heat is counted from nothing
-            self.tending.failed("reading heat", error)
+        await trio.to_thread.run_sync(self._kept.load)
         if self._begun:
             self.warmer.plan(self.budget.bytes)
         self.begin()

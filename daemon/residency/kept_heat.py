@@ -6,13 +6,17 @@ Owns when and where. The counts and the file's format are heat.py's.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from ..tending import described
 from ..trust import distrust
 from .heat import Heat
+
+log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 60.0
 
@@ -32,7 +36,11 @@ class KeptHeat:
         """What an earlier run saved, if it has not been looked for. Blocks, also while another thread looks."""
         with self._loading:
             if self._path is None:
-                self._load()
+                try:
+                    self._load()
+                except Exception as error:  # then heat is counted from nothing
+                    self.source = f"not loaded: {described(error)}"
+                    log.warning("heat is %s", self.source, exc_info=error)
 
     def _load(self) -> None:
         if not self._heat.counts.size:
