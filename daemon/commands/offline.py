@@ -91,6 +91,8 @@ def _plan(given: argparse.Namespace) -> dict[str, Any]:
     from ..model.plan import find_model, plan, this_machine
 
     parse_budget(given.memory_budget, 1, "--memory-budget")
+    if given.context < 1:
+        raise CommandError(f"--context: {given.context} is not at least 1", 2)
     try:
         model = find_model(given.model)
         machine = this_machine(getattr(model, "paths", None) or (), given.memory_budget)
