@@ -4,7 +4,8 @@
  *   HD_ACT_F32   float x[k]
  *   HD_ACT_Q8    int8_t q[k]; float d[k/32]; float s[k/32]; int16_t sums[k/16]       k a multiple of 32
  *
- * x[j] is about d[block] * q[j] with |q| <= 127, d = max|x| / 127 (0 for a block of zeros or of next to nothing); sums[i] is the sum of
+ * x[j] is about d[block] * q[j] with |q| <= 127, d = max|x| / 127 (0 for a block of zeros or of next to nothing; a NaN or
+ * an infinity where the block holds one, so that every sum over it is no number either); sums[i] is the sum of
  * q[16i .. 16i+15]; s[b] is d[b] times the sum of q in block b. */
 #pragma once
 #include "kernels.h"

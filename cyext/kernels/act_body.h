@@ -1,5 +1,7 @@
 /* Packing of activations, compiled once per instruction set (HD_NAME from the including file). The plain C lines say what
- * the wide ones must repeat byte for byte: the order of comparisons also settles what a NaN becomes. */
+ * the wide ones must repeat byte for byte: the order of comparisons also settles what a NaN's q becomes.
+ * A block that holds a NaN or an infinity has such a scale: q could not tell of them, and a sum without them would be a
+ * number where the model has none. */
 #include "act.h"
 
 #include <math.h>
@@ -11,32 +13,41 @@
 /* Below this the inverse overflows; such a block counts as zero. */
 #define HD_LEAST_TOP 0x1p-118f
 
+/* The largest of |x|, a NaN where there is one. Compared as whole numbers: without their signs floats keep their order
+ * there, with infinity and NaN above all, whereas comparisons of floats pass a NaN over. */
 static inline float HD_NAME(top_of)(const float *x) {
+    int32_t bits = 0;
+    float top;
 #if defined(__AVX512F__)
-    __m512 top = _mm512_setzero_ps();
-    for (int64_t i = 0; i < HD_ACT_BLOCK; i += 16) top = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(x + i)), top);
-    return _mm512_reduce_max_ps(top);
+    const __m512i size = _mm512_set1_epi32(0x7fffffff);
+    __m512i most = _mm512_setzero_si512();
+    for (int64_t i = 0; i < HD_ACT_BLOCK; i += 16)
+        most = _mm512_max_epi32(most, _mm512_and_si512(size, _mm512_loadu_si512(x + i)));
+    bits = _mm512_reduce_max_epi32(most);
 #elif defined(__AVX2__)
-    const __m256 sign = _mm256_set1_ps(-0.0f);
-    __m256 top = _mm256_setzero_ps();
-    for (int64_t i = 0; i < HD_ACT_BLOCK; i += 8) top = _mm256_max_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)), top);
-    __m128 t = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-    t = _mm_max_ps(t, _mm_movehl_ps(t, t));
-    return _mm_cvtss_f32(_mm_max_ss(t, _mm_movehdup_ps(t)));
+    const __m256i size = _mm256_set1_epi32(0x7fffffff);
+    __m256i most = _mm256_setzero_si256();
+    for (int64_t i = 0; i < HD_ACT_BLOCK; i += 8)
+        most = _mm256_max_epi32(most, _mm256_and_si256(size, _mm256_loadu_si256((const __m256i *)(const void *)(x + i))));
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    bits = _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
 #else
-    float top = 0.0f;
     for (int64_t i = 0; i < HD_ACT_BLOCK; i++) {
-        float a = fabsf(x[i]);
-        top = a > top ? a : top;
+        int32_t a;
+        memcpy(&a, x + i, 4);
+        a &= 0x7fffffff;
+        bits = a > bits ? a : bits;
     }
-    return top;
 #endif
+    memcpy(&top, &bits, 4);
+    return top;
 }
 
 /* One block of 32 values: q, the sums of its groups of 16, and the returned scale. */
 static inline float HD_NAME(quantise)(const float *restrict x, int8_t *restrict q, int16_t *restrict sums) {
     float top = HD_NAME(top_of)(x), inverse = 0.0f, d = 0.0f;
-    if (top >= HD_LEAST_TOP) inverse = 127.0f / top, d = top / 127.0f;
+    if (!(top < HD_LEAST_TOP)) inverse = 127.0f / top, d = top / 127.0f; /* a NaN, too */
 #if defined(__AVX512F__)
     const __m512 scale = _mm512_set1_ps(inverse), most = _mm512_set1_ps(127.0f), least = _mm512_set1_ps(-127.0f);
     for (int64_t i = 0; i < HD_ACT_BLOCK; i += 16) {

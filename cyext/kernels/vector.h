@@ -3,6 +3,20 @@
 #pragma once
 #include "kernels.h"
 
+#include <float.h>
+#include <math.h>
+
+/* What a row is multiplied by to get a root mean square of one. `mean`: of its squares. Where that is beyond a float, the
+ * row is looked at again in double: it may be large only; a NaN or an infinity in it makes all of it NaN, since a norm that
+ * made zeros of the rest would hide it. */
+static inline float hd_rms_scale(float mean, const float *x, int64_t n, float eps)
+{
+    if (mean <= FLT_MAX) return 1.0f / sqrtf(mean + eps);
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * x[i];
+    return sum <= DBL_MAX ? (float)(1.0 / sqrt(sum / (double)n + eps)) : NAN;
+}
+
 #define HD_VECTOR_SET(isa)                                                                                  \
     void hd_rms_norm_##isa(float *out, const float *x, const float *weight, int64_t n, float eps);          \
     void hd_silu_mul_##isa(float *out, const float *gate, const float *up, int64_t n);                      \

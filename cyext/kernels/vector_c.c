@@ -9,7 +9,7 @@ void hd_rms_norm_c(float *out, const float *x, const float *weight, int64_t n, f
 {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += (double)x[i] * x[i];
-    float scale = 1.0f / sqrtf((float)(sum / (double)n) + eps);
+    float scale = hd_rms_scale((float)(sum / (double)n), x, n, eps);
     if (weight)
         for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale * weight[i];
     else
@@ -21,6 +21,9 @@ void hd_silu_mul_c(float *out, const float *gate, const float *up, int64_t n)
     for (int64_t i = 0; i < n; i++) out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
 
+/* y; NaN where a or b is no number, of which a clamp or a sigmoid would make one again. */
+static inline float with(float y, float a, float b) { return y + 0.0f * a + 0.0f * b; }
+
 void hd_activate_c(int32_t kind, float limit, float alpha, float *out, const float *gate, const float *up, int64_t n)
 {
     switch (kind) {
@@ -30,9 +33,9 @@ void hd_activate_c(int32_t kind, float limit, float alpha, float *out, const flo
     case HD_SWIGLU_OAI:
         /* gpt-oss: x * sigmoid(alpha x) * (y + 1), x <= limit, |y| <= limit (openai/gpt-oss, torch/model.py) */
         for (int64_t j = 0; j < n; j++) {
-            float x = gate[j] < limit ? gate[j] : limit;
+            float x = gate[j] > limit ? limit : gate[j];
             float y = up[j] < -limit ? -limit : up[j] > limit ? limit : up[j];
-            out[j] = x / (1.0f + expf(-alpha * x)) * (y + 1.0f);
+            out[j] = with(x / (1.0f + expf(-alpha * x)) * (y + 1.0f), gate[j], up[j]);
         }
         return;
     case HD_SWIGLU_LIMIT:
@@ -40,14 +43,14 @@ void hd_activate_c(int32_t kind, float limit, float alpha, float *out, const flo
         for (int64_t j = 0; j < n; j++) {
             float x = gate[j] / (1.0f + expf(-gate[j]));
             float y = up[j] < -limit ? -limit : up[j] > limit ? limit : up[j];
-            out[j] = (x < limit ? x : limit) * y;
+            out[j] = with((x > limit ? limit : x) * y, gate[j], up[j]);
         }
         return;
     case HD_SIGMOID_GATE:
-        for (int64_t j = 0; j < n; j++) out[j] = up[j] / (1.0f + expf(-gate[j]));
+        for (int64_t j = 0; j < n; j++) out[j] = with(up[j] / (1.0f + expf(-gate[j])), gate[j], 0.0f);
         return;
     case HD_SIGMOID:
-        for (int64_t j = 0; j < n; j++) out[j] = 1.0f / (1.0f + expf(-gate[j]));
+        for (int64_t j = 0; j < n; j++) out[j] = with(1.0f / (1.0f + expf(-gate[j])), gate[j], 0.0f);
         return;
     case HD_SILU_ONLY:
         for (int64_t j = 0; j < n; j++) out[j] = gate[j] / (1.0f + expf(-gate[j]));

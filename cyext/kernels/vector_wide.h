@@ -34,7 +34,7 @@ void HD_ISA(hd_rms_norm)(float *out, const float *x, const float *weight, int64_
         a = v_fma(p, p, a);
     }
     float sum = v_sum(v_add(v_add(a, b), v_add(c, d)));
-    vf scale = v_all(1.0f / __builtin_sqrtf(sum / (float)n + eps));
+    vf scale = v_all(hd_rms_scale(sum / (float)n, x, n, eps));
     for (i = 0; i + HD_LANES <= n; i += HD_LANES) {
         vf y = v_mul(v_load(x + i), scale);
         v_store(out + i, weight ? v_mul(y, v_load(weight + i)) : y);
@@ -65,17 +65,22 @@ static inline vf v_sigmoid(vf x)
 
 static inline vf v_limit(vf x, float limit) { return v_max(v_all(-limit), v_min(v_all(limit), x)); }
 
+/* y; NaN where x is no number, of which a clamp or a sigmoid would make one again. */
+static inline vf v_with(vf y, vf x) { return v_fma(v_zero(), x, y); }
+
 static inline vf v_activate(int32_t kind, float limit, float alpha, vf gate, vf up)
 {
     switch (kind) {
     case HD_SILU: return v_silu_mul(gate, up);
     case HD_SWIGLU_OAI: {
         vf x = v_min(v_all(limit), gate);
-        return v_mul(v_mul(x, v_sigmoid(v_mul(v_all(alpha), x))), v_add(v_limit(up, limit), v_all(1.0f)));
+        vf y = v_mul(v_mul(x, v_sigmoid(v_mul(v_all(alpha), x))), v_add(v_limit(up, limit), v_all(1.0f)));
+        return v_with(v_with(y, gate), up);
     }
-    case HD_SWIGLU_LIMIT: return v_mul(v_min(v_all(limit), v_mul(gate, v_sigmoid(gate))), v_limit(up, limit));
-    case HD_SIGMOID_GATE: return v_mul(up, v_sigmoid(gate));
-    case HD_SIGMOID: return v_sigmoid(gate);
+    case HD_SWIGLU_LIMIT:
+        return v_with(v_with(v_mul(v_min(v_all(limit), v_mul(gate, v_sigmoid(gate))), v_limit(up, limit)), gate), up);
+    case HD_SIGMOID_GATE: return v_with(v_mul(up, v_sigmoid(gate)), gate);
+    case HD_SIGMOID: return v_with(v_sigmoid(gate), gate);
     case HD_SILU_ONLY: return v_mul(gate, v_sigmoid(gate));
     default: { /* x (1 + tanh(y)) / 2 = x sigmoid(2 y) */
         vf y = v_mul(gate, v_fma(v_mul(v_all(0.044715f), gate), gate, v_all(1.0f)));

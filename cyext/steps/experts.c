@@ -16,12 +16,59 @@ static int32_t best(const float *score, int32_t n) {
     return at;
 }
 
-/* Choose i0 of n experts for one row. i1: enum hd_gating; i2 groups, of which i3 may be chosen from (0: no groups), a group
- * scored by its two best (DeepSeek-V3, arXiv 2412.19437); i4: weights sum to one; f0 scales them. A bias moves the choice,
- * not the weights. Ties go to the lower number. work: 3 n floats. */
+/* Whether all are numbers. By their bits: sums of them would be slow, and comparisons pass a NaN over. */
+static int all_finite(const float *x, int32_t n) {
+    uint32_t bad = 0;
+    for (int32_t j = 0; j < n; j++) {
+        uint32_t bits;
+        memcpy(&bits, x + j, 4);
+        bad |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return !bad;
+}
+
+/* Leave only the scores of the groups_used best of `groups` groups, a group scored by its two best (one, if it has no more).
+ * room: 2 * groups floats. */
+static void limit_groups(float *score, int32_t n, int32_t groups, int32_t groups_used, float *room) {
+    float *group_score = room, *kept = room + groups;
+    int32_t size = n / groups;
+    for (int32_t g = 0; g < groups; g++) {
+        float first = -INFINITY, second = -INFINITY;
+        for (int32_t j = g * size; j < (g + 1) * size; j++) {
+            if (score[j] > first) {
+                second = first;
+                first = score[j];
+            } else if (score[j] > second) {
+                second = score[j];
+            }
+        }
+        group_score[g] = size > 1 ? first + second : first;
+        kept[g] = 0;
+    }
+    for (int32_t keep = 0; keep < groups_used; keep++) {
+        int32_t g = best(group_score, groups);
+        group_score[g] = -INFINITY;
+        kept[g] = 1;
+    }
+    for (int32_t g = 0; g < groups; g++)
+        if (!kept[g])
+            for (int32_t j = g * size; j < (g + 1) * size; j++) score[j] = -INFINITY;
+}
+
+/* Choose i0 of n experts for one row. i1: enum hd_gating; i2 groups, of which i3 may be chosen from (0: no groups;
+ * DeepSeek-V3, arXiv 2412.19437); i4: weights sum to one; f0 scales them. A bias moves the choice, not the weights. Ties go
+ * to the lower number. Where a logit or a bias is no number nothing can be chosen: the first experts with weights of NaN,
+ * so that whoever asks for the row's logits sees it. work: HD_CHOOSE_WORK n floats. */
 void hd_choose(const float *logits, const float *bias, int32_t n, const hd_op *op, int32_t *chosen, float *weights, float *work) {
     int32_t used = op->i[0], gating = op->i[1], groups = op->i[2], groups_used = op->i[3];
-    float *probability = work, *score = work + n, *group_score = work + 2 * n;
+    float *probability = work, *score = work + n;
+    if (!all_finite(logits, n) || (bias && !all_finite(bias, n))) {
+        for (int32_t k = 0; k < used; k++) {
+            chosen[k] = k;
+            weights[k] = NAN;
+        }
+        return;
+    }
     float top = logits[best(logits, n)];
     if (gating == HD_GATE_SOFTMAX) {
         double sum = 0;
@@ -33,25 +80,7 @@ void hd_choose(const float *logits, const float *bias, int32_t n, const hd_op *o
         memcpy(probability, logits, sizeof(float) * (size_t)n);
     }
     for (int32_t j = 0; j < n; j++) score[j] = probability[j] + (bias ? bias[j] : 0.0f);
-    if (groups > 1 && groups_used < groups) {
-        int32_t size = n / groups;
-        for (int32_t g = 0; g < groups; g++) {
-            float first = -INFINITY, second = -INFINITY;
-            for (int32_t j = g * size; j < (g + 1) * size; j++) {
-                if (score[j] > first) {
-                    second = first;
-                    first = score[j];
-                } else if (score[j] > second) {
-                    second = score[j];
-                }
-            }
-            group_score[g] = first + second;
-        }
-        for (int32_t keep = 0; keep < groups_used; keep++) group_score[best(group_score, groups)] = -INFINITY;
-        for (int32_t g = 0; g < groups; g++)
-            if (group_score[g] != -INFINITY)
-                for (int32_t j = g * size; j < (g + 1) * size; j++) score[j] = -INFINITY;
-    }
+    if (groups > 1 && groups_used < groups) limit_groups(score, n, groups, groups_used, work + 2 * n);
     double sum = 0;
     for (int32_t k = 0; k < used; k++) {
         int32_t j = best(score, n);
@@ -69,7 +98,7 @@ static void route_rows(hd_step *s, hd_worker *w, const hd_item *item) {
     const hd_op *op = OP(s);
     int32_t n = s->p->buffers[op->in[0]].width;
     /* Small work is done by the thread that prepares the phase; it has the step's own memory. */
-    float *work = s->stage ? hd_worker_scratch(w, sizeof(float) * 3 * (size_t)n) : s->work;
+    float *work = s->stage ? hd_worker_scratch(w, sizeof(float) * HD_CHOOSE_WORK * (size_t)n) : s->work;
     const float *bias = hd_vector(s, op, 0);
     for (int32_t r = item->r0; r < item->r1; r++)
         hd_choose(hd_row(s, op->in[0], r), bias, n, op, (int32_t *)hd_row(s, op->out[0], r), hd_row(s, op->out[1], r), work);

@@ -25,8 +25,8 @@ static void logits_item(hd_step *s, hd_worker *w, const hd_item *item) {
 static void guess(hd_step *s, const hd_op *op) {
     const hd_program *p = s->p;
     hd_lookahead *a = s->lookahead;
-    int32_t chosen[64], used = op->i[0] < 64 ? op->i[0] : 64;
-    float weights[64];
+    int32_t chosen[HD_LOOKAHEAD_USED], used = op->i[0];
+    float weights[HD_LOOKAHEAD_USED];
     a->latest ^= 1;
     hd_guess *g = &a->guess[a->latest];
     memset(g->guessed, 0, (size_t)p->n_experts);
@@ -53,7 +53,8 @@ static void guess(hd_step *s, const hd_op *op) {
 
 /* in0: this layer's state; w0 norm and w1 router (w2 bias of the choice, w6
  * of the logits) of layer i5, w3 to w5 its experts; i0 to i4, f0 as for route,
- * f1 epsilon; out0, out1: scratch for the normed state and the logits. Only for a few rows: a prefill uses nearly all. */
+ * f1 epsilon; out0, out1: scratch for the normed state and the logits. Only for a few rows, and few experts of each: more
+ * use nearly all. */
 int hd_op_lookahead(hd_step *s, const hd_op *op, int32_t stage) {
     const hd_program *p = s->p;
     hd_lookahead *a = s->lookahead;
@@ -61,7 +62,7 @@ int hd_op_lookahead(hd_step *s, const hd_op *op, int32_t stage) {
         guess(s, op);
         return HD_DONE;
     }
-    if (!a || s->n > HD_LOOKAHEAD_ROWS || (!a->read && (a->every <= 0 || s->number % (uint64_t)a->every))) return HD_DONE;
+    if (!a || s->n > HD_LOOKAHEAD_ROWS || op->i[0] > HD_LOOKAHEAD_USED || (!a->read && (a->every <= 0 || s->number % (uint64_t)a->every))) return HD_DONE;
     const hd_weight *m = &p->weights[op->w[1]];
     if (p->queue && atomic_load(&p->spans->state[m->spans[0]]) != HD_READY) return HD_DONE;
     for (int32_t r = 0; r < s->n; r++)

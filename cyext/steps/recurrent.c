@@ -68,8 +68,10 @@ static void decay_rows(hd_step *s, hd_worker *w, const hd_item *item) {
         for (int32_t h = 0; h < heads; h++) {
             float x = alpha[op->i[1] + h / op->i[5] * op->i[2] + h % op->i[5]] + bias[h];
             float softplus = x > 20.0f ? x : log1pf(expf(x));
-            out[h] = expf(a[h] * softplus);
-            out[heads + h] = 1.0f / (1.0f + expf(-beta[op->i[3] + h / op->i[5] * op->i[4] + h % op->i[5]]));
+            float write = beta[op->i[3] + h / op->i[5] * op->i[4] + h % op->i[5]];
+            /* Plus nothing: where exp and sigmoid would make a number of an infinity, it is NaN. */
+            out[h] = expf(a[h] * softplus) + 0.0f * x + 0.0f * a[h];
+            out[heads + h] = 1.0f / (1.0f + expf(-write)) + 0.0f * write;
         }
     }
 }

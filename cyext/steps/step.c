@@ -249,7 +249,7 @@ hd_step *hd_step_new(const hd_program *p) {
     s->counts = malloc(sizeof(int32_t) * (size_t)(experts + 1));
     s->wave = malloc(sizeof(int32_t) * (size_t)experts);
     s->missing = malloc(sizeof(int32_t) * (size_t)experts * 3);
-    s->work_floats = 4 * (size_t)experts + 64;
+    s->work_floats = HD_CHOOSE_WORK * (size_t)experts + 64;
     s->work = malloc(sizeof(float) * s->work_floats);
     if (!s->x || !s->out0 || !s->out1 || !s->mid || !s->mid_x || !s->pair_row || !s->pair_at || !s->uses ||
         !s->counts || !s->wave || !s->missing || !s->work) {

@@ -99,6 +99,7 @@ enum hd_split { HD_SPLIT_NONE = 0, HD_SPLIT_ROWS = 1, HD_SPLIT_EXPERTS = 2 };
 typedef struct hd_trace { int32_t *records; int64_t used, capacity; } hd_trace;
 
 #define HD_LOOKAHEAD_ROWS 4
+#define HD_LOOKAHEAD_USED 64 /* experts of a row */
 /* A guess for one layer of one step. Two are alive at a time: the one for this layer, which its experts have not confirmed
  * yet, and the one for the next. */
 typedef struct hd_guess {
@@ -238,4 +239,5 @@ static inline const float *hd_vector(const hd_step *s, const hd_op *op, int32_t 
 
 /* Compare the guess for this layer, if there is one, with what its router chose. */
 void hd_lookahead_check(hd_step *s, const hd_op *op);
+#define HD_CHOOSE_WORK 4 /* floats of work for each expert */
 void hd_choose(const float *logits, const float *bias, int32_t n, const hd_op *op, int32_t *chosen, float *weights, float *work);

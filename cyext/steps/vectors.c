@@ -44,7 +44,7 @@ static void norm_rows(hd_step *s, hd_worker *w, const hd_item *item) {
                 /* x / max(|x|, eps), as torch.nn.functional.normalize */
                 double sum = 0;
                 for (int32_t j = 0; j < width; j++) sum += (double)x[j] * x[j];
-                float length = (float)sqrt(sum), scale = 1.0f / (length > op->f[0] ? length : op->f[0]);
+                float length = (float)sqrt(sum), scale = 1.0f / (length < op->f[0] ? op->f[0] : length); /* NaN stays */
                 for (int32_t j = 0; j < width; j++) out[j] = x[j] * scale;
             }
         }

@@ -199,6 +199,12 @@ def log_sum_exp(logits: NDArray[np.float32]) -> float:
     return highest + math.log(float(_weights(logits, highest).sum()))
 
 
+def check_finite(logits: NDArray[np.float32], where: str) -> None:
+    """Raises SamplingError when any of the logits is not finite; `where` ends its sentence."""
+    if logits.size and not (math.isfinite(logits.max()) and math.isfinite(logits.min())):
+        raise SamplingError(f"the model gave logits that are not finite {where}")
+
+
 def score(logits: NDArray[np.float32], tokens: Sequence[int]) -> list[float]:
     """Log-probabilities of `tokens` [n] under logits [n, n_vocab], each in float64.
 
@@ -208,8 +214,7 @@ def score(logits: NDArray[np.float32], tokens: Sequence[int]) -> list[float]:
     for row, token in zip(logits, tokens, strict=True):
         if not 0 <= token < len(row):
             raise SamplingError(f"token {token} is outside the vocabulary of {len(row)}", "tokens")
-        if not math.isfinite(row.max()) or not math.isfinite(row.min()):
-            raise SamplingError(f"the model gave logits that are not finite where token {token} is scored")
+        check_finite(row, f"where token {token} is scored")
         scores.append(float(row[token]) - log_sum_exp(row))
     return scores
 
