@@ -16,32 +16,34 @@
 /* The largest of |x|, a NaN where there is one. Compared as whole numbers: without their signs floats keep their order
  * there, with infinity and NaN above all, whereas comparisons of floats pass a NaN over. */
 static inline float HD_NAME(top_of)(const float *x) {
-    int32_t bits = 0;
-    float top;
 #if defined(__AVX512F__)
     const __m512i size = _mm512_set1_epi32(0x7fffffff);
-    __m512i most = _mm512_setzero_si512();
-    for (int64_t i = 0; i < HD_ACT_BLOCK; i += 16)
-        most = _mm512_max_epi32(most, _mm512_and_si512(size, _mm512_loadu_si512(x + i)));
-    bits = _mm512_reduce_max_epi32(most);
-#elif defined(__AVX2__)
-    const __m256i size = _mm256_set1_epi32(0x7fffffff);
-    __m256i most = _mm256_setzero_si256();
-    for (int64_t i = 0; i < HD_ACT_BLOCK; i += 8)
-        most = _mm256_max_epi32(most, _mm256_and_si256(size, _mm256_loadu_si256((const __m256i *)(const void *)(x + i))));
-    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    __m512i a = _mm512_and_si512(size, _mm512_loadu_si512(x)), b = _mm512_and_si512(size, _mm512_loadu_si512(x + 16));
+    a = _mm512_max_epi32(a, b);
+    __m256i e = _mm256_max_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(e), _mm256_extracti128_si256(e, 1));
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
-    bits = _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1))));
+#elif defined(__AVX2__)
+    const __m256i size = _mm256_set1_epi32(0x7fffffff), *v = (const __m256i *)(const void *)x;
+    __m256i a = _mm256_and_si256(size, _mm256_loadu_si256(v)), b = _mm256_and_si256(size, _mm256_loadu_si256(v + 1));
+    __m256i c = _mm256_and_si256(size, _mm256_loadu_si256(v + 2)), d = _mm256_and_si256(size, _mm256_loadu_si256(v + 3));
+    a = _mm256_max_epi32(_mm256_max_epi32(a, b), _mm256_max_epi32(c, d));
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1))));
 #else
+    int32_t bits = 0;
     for (int64_t i = 0; i < HD_ACT_BLOCK; i++) {
         int32_t a;
         memcpy(&a, x + i, 4);
         a &= 0x7fffffff;
         bits = a > bits ? a : bits;
     }
-#endif
+    float top;
     memcpy(&top, &bits, 4);
     return top;
+#endif
 }
 
 /* One block of 32 values: q, the sums of its groups of 16, and the returned scale. */
