@@ -53,6 +53,7 @@ cdef extern from "steps/step.h" nogil:
         int64_t rows, cols
         size_t row_bytes, offset
         const int32_t *spans
+        const float *scale
     ctypedef struct hd_buffer_packed:
         uint8_t *data
     ctypedef struct hd_buffer:

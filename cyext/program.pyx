@@ -174,11 +174,16 @@ cdef class Program:
 
     # --- building ---
 
-    def weight(self, int type, int64_t rows, int64_t cols, size_t row_bytes, spans, size_t offset=0):
+    def weight(self, int type, int64_t rows, int64_t cols, size_t row_bytes, spans, size_t offset=0, scale=None):
+        """A matrix, or one per span. scale: float32, what each one's products are multiplied by."""
         cdef object ids = np.ascontiguousarray(spans, dtype=np.int32)
         if not computes(type):
             raise ValueError(f"a weight of type {type} cannot be computed with")
-        self.weights.append((type, rows, cols, row_bytes, ids, offset))
+        if scale is not None:
+            scale = np.ascontiguousarray(scale, dtype=np.float32)
+            if scale.shape != ids.shape:
+                raise ValueError(f"{scale.shape} scales for {ids.shape} matrices")
+        self.weights.append((type, rows, cols, row_bytes, ids, offset, scale))
         self.shapes.weights.append(operands.Matrix(rows, cols, len(ids)))
         return len(self.weights) - 1
 
@@ -279,7 +284,7 @@ cdef class Program:
                     found[weights[slot], how] = ints[1] if how == "heads" else 1
         result = []
         for (number, how), unit in found.items():
-            _, rows, _, row_bytes, spans, offset = self.weights[number]
+            _, rows, _, row_bytes, spans, offset, _ = self.weights[number]
             result.append((spans, offset, rows, row_bytes, how, unit))
         return result
 
@@ -325,15 +330,19 @@ cdef class Program:
         """Lay out memory: buffers, and a KV pool of so many tokens. Nothing of it is touched yet."""
         cdef int32_t[::1] ids
         cdef double[::1] inverse
+        cdef const float[::1] scales
         cdef int i, k
         p = &self.p
         p.n_weights = <int32_t>len(self.weights)
         p.weights = <hd_weight *>calloc(max(p.n_weights, 1), sizeof(hd_weight))
-        for i, (type, rows, cols, row_bytes, spans, offset) in enumerate(self.weights):
+        for i, (type, rows, cols, row_bytes, spans, offset, scale) in enumerate(self.weights):
             ids = spans
             p.weights[i].type, p.weights[i].rows, p.weights[i].cols = type, rows, cols
             p.weights[i].row_bytes, p.weights[i].offset = row_bytes, offset
             p.weights[i].spans, p.weights[i].n_spans = &ids[0], <int32_t>len(spans)
+            if scale is not None:
+                scales = scale
+                p.weights[i].scale = &scales[0]
         p.n_buffers = <int32_t>len(self.buffers)
         p.buffers = <hd_buffer *>calloc(max(p.n_buffers, 1), sizeof(hd_buffer))
         for i, width in enumerate(self.buffers):

@@ -294,6 +294,7 @@ static void run_product(hd_step *s, hd_worker *w, const hd_weight *m, int32_t ex
         .row_bytes = m->row_bytes, .k = m->cols, .n = tokens, .x = x, .out = out};
     void *scratch = hd_worker_scratch(w, p->kernels->product_scratch(&product));
     p->kernels->product(&product, r0, r1, scratch);
+    hd_scale_sums(m, expert, tokens, out, r0, r1);
     hd_count_read(p, w->team, m->spans[expert], (size_t)(r1 - r0) * m->row_bytes);
 }
 

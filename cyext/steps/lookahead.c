@@ -17,6 +17,7 @@ static void logits_item(hd_step *s, hd_worker *w, const hd_item *item) {
     hd_product product = {.type = m->type, .act = HD_ACT_F32, .w = hd_weight_at(p, m, 0, w->team), .row_bytes = m->row_bytes,
                           .k = m->cols, .n = s->n, .x = x, .out = out};
     p->kernels->product(&product, item->r0, item->r1, hd_worker_scratch(w, p->kernels->product_scratch(&product)));
+    hd_scale_sums(m, 0, s->n, out, item->r0, item->r1);
     const float *bias = hd_vector(s, op, 6);
     for (int32_t t = 0; bias && t < s->n; t++)
         for (int32_t r = item->r0; r < item->r1; r++) out[t][r] += bias[r];

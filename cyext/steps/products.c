@@ -26,6 +26,7 @@ static void matmul_item(hd_step *s, hd_worker *w, const hd_item *item) {
         .x = s->x + (size_t)k * p->max_rows, .out = s->out0 + (size_t)k * p->max_rows};
     void *scratch = hd_worker_scratch(w, p->kernels->product_scratch(&product));
     p->kernels->product(&product, item->r0, item->r1, scratch);
+    hd_scale_sums(m, 0, n, product.out, item->r0, item->r1);
     hd_count_read(p, w->team, m->spans[0], (size_t)(item->r1 - item->r0) * m->row_bytes);
     const float *bias = hd_vector(s, op, 4 + k);
     if (bias)
@@ -101,6 +102,7 @@ static void heads_item(hd_step *s, hd_worker *w, const hd_item *item) {
             out[t] = hd_row(s, op->out[0], t) + op->i[5] + (size_t)h * op->i[4];
         }
         p->kernels->product(&product, 0, rows, scratch + head);
+        hd_scale_sums(m, 0, n, out, 0, rows);
         hd_count_read(p, w->team, m->spans[0], (size_t)rows * m->row_bytes);
     }
 }

@@ -43,6 +43,7 @@ typedef struct hd_weight {
     size_t row_bytes;
     size_t offset;                         /* bytes from the span's beginning: a view of some of its rows */
     const int32_t *spans;                  /* [n_spans]: one, or one per expert */
+    const float *scale;                    /* [n_spans]: what each one's finished sums are multiplied by, or NULL */
 } hd_weight;
 
 typedef struct hd_buffer {
@@ -209,6 +210,15 @@ int32_t hd_chunk(const hd_program *p, int64_t rows, int64_t units);
 static inline const uint8_t *hd_weight_at(const hd_program *p, const hd_weight *w, int32_t k, int32_t team) {
     int32_t node = p->spans->nodes > 1 ? team : 0;
     return hd_span_at(p->spans, node, w->spans[k]) + w->offset;
+}
+
+/* The last thing that a product with the weight's matrix k does to rows [r0, r1) of n tokens: one rounding more, the same on
+ * every way. */
+static inline void hd_scale_sums(const hd_weight *w, int32_t k, int32_t n, float *const *out, int64_t r0, int64_t r1) {
+    if (!w->scale) return;
+    const float by = w->scale[k];
+    for (int32_t t = 0; t < n; t++)
+        for (int64_t r = r0; r < r1; r++) out[t][r] *= by;
 }
 
 static inline void hd_count_read(const hd_program *p, int32_t team, int32_t span, size_t bytes) {

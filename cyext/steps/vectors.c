@@ -13,12 +13,13 @@ static void embed_rows(hd_step *s, hd_worker *w, const hd_item *item) {
     for (int32_t r = item->r0; r < item->r1; r++) {
         float *out = hd_row(s, op->out[0], r);
         s->p->kernels->unpack[m->type](base + (size_t)s->token[r] * m->row_bytes, out, m->cols);
+        hd_scale_sums(m, 0, 1, &out, 0, m->cols);
         if (op->f[0] != 1.0f)
             for (int64_t j = 0; j < m->cols; j++) out[j] *= op->f[0];
     }
 }
 
-/* out0 = f0 * row `token` of w0. Does not wait for the tensor: a step reads a few of its rows only. */
+/* out0 = f0 * row `token` of w0, whose scale it takes as products do. Does not wait for the tensor: a step reads a few of its rows only. */
 int hd_op_embed(hd_step *s, const hd_op *op, int32_t stage) {
     const hd_weight *m = &s->p->weights[op->w[0]];
     if (stage == 0 && s->p->queue) hd_queue_rows(s->p->queue, m->spans[0], m->offset, m->row_bytes, s->token, s->n);

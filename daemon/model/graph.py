@@ -28,11 +28,13 @@ MOST_VALUES = 1 << 20  # of a tensor whose values the graph is made of
 class Tensors:
     """Names tensors and checks them. A mismatch raises ModelError with tensor, shape found and shape expected.
 
-    model: a ModelFile; table: its SpanTable; program: takes the weights; keys: whose numbers the shapes were made of.
-    `read`: names that steps read; `looked_at`: names whose values the graph itself is made of.
+    model: a ModelFile; table: its SpanTable; program: takes the weights; keys: whose numbers the shapes were made of;
+    contents: whether scales are read, too, which lie all over the file. `read`: names that steps read; `looked_at`: names
+    whose values the graph itself is made of.
     """
 
-    def __init__(self, model: Any, table: Any, program: Any, keys: Keys | None = None) -> None:
+    def __init__(self, model: Any, table: Any, program: Any, keys: Keys | None = None, *, contents: bool = True) -> None:
+        self._contents = contents
         self._model = model
         self._table = table
         self._program = program
@@ -80,20 +82,29 @@ class Tensors:
         """A dense matrix; depth > 1: that many of them stacked, as rows * depth."""
         expected = (cols, rows, depth) if depth > 1 else (cols, rows)
         t = self._shape(name, expected)
-        span = self._table.dense(name)
-        number = self._program.weight(t.type, rows * depth, cols, t.row_bytes, [span])
-        return Weight(number, name, rows * depth, cols)
+        return Weight(self._dense(t, rows * depth), name, rows * depth, cols)
 
-    def values(self, name: str, least: int = 1) -> np.ndarray:
-        """At least so many values of a small F32 tensor, read now, all finite: for what the graph itself is made of.
-        Ones for a model that is only planned."""
+    def _dense(self, t: Any, rows: int, first: int = 0) -> int:
+        spans = [self._table.dense(t.name)]
+        cols, scale = t.shape[0], self._scale(t.name)
+        return int(self._program.weight(t.type, rows, cols, t.row_bytes, spans, first * t.row_bytes, scale))
+
+    def _scale(self, name: str, count: int = 1) -> np.ndarray | None:
+        """`NAME.scale` of `NAME.weight`, by which the finished product is multiplied: one value, or one for each expert,
+        as files with NVFP4 have them (the outer one of its two levels of scales; llama.cpp, convert_hf_to_gguf.py)."""
+        name = name.removesuffix(".weight") + ".scale"
+        return self.values(name, count, count, contents=self._contents) if name in self else None
+
+    def values(self, name: str, least: int = 1, most: int = MOST_VALUES, *, contents: bool = True) -> np.ndarray:
+        """So many values of a small F32 tensor, read now, all finite: for what the graph itself is made of. Ones without
+        contents, and for a model that is only planned."""
         t = self._find(name)
         if t.type != F32:
             raise self.fail(name, f"type {t.type} found, F32 expected")
-        if not least <= math.prod(t.shape) <= MOST_VALUES:
+        if not least <= math.prod(t.shape) <= most:
             raise self._at_odds(name, f"{math.prod(t.shape)} values found, {least} expected")
         self.looked_at.add(name)
-        if not self._model.headers:
+        if not contents or not self._model.headers:
             return np.ones(math.prod(t.shape), dtype=np.float32)
         with open(self._model.paths[t.file], "rb") as file:
             file.seek(t.offset)
@@ -113,9 +124,7 @@ class Tensors:
 
     def rows_view(self, name: str, whole: int, cols: int, first: int, rows: int) -> Weight:
         """Rows [first, first + rows) of a dense matrix of `whole` rows."""
-        t = self._shape(name, (cols, whole))
-        number = self._program.weight(t.type, rows, cols, t.row_bytes, [self._table.dense(name)], first * t.row_bytes)
-        return Weight(number, name, rows, cols)
+        return Weight(self._dense(self._shape(name, (cols, whole)), rows, first), name, rows, cols)
 
     def table(self, name: str, rows: int, cols: int) -> Weight:
         """A small F32 matrix that is read row by row (a bias for each expert)."""
@@ -147,7 +156,8 @@ class Tensors:
                 types.add(t.type)
             if len(types) != 1:
                 raise self.fail(name, f"split experts of several types {sorted(types)}")
-        number = self._program.weight(t.type, rows, cols, t.row_bytes, spans, first * t.row_bytes)
+        scale = self._scale(name, experts)
+        number = self._program.weight(t.type, rows, cols, t.row_bytes, spans, first * t.row_bytes, scale)
         return Weight(number, name, rows, cols, experts)
 
     def gate_up(self, layer: int, experts: int, rows: int, cols: int) -> tuple[Weight, Weight]:

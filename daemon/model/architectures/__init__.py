@@ -114,7 +114,7 @@ def check(model: ModelFile) -> Checked:
 
     module, keys, hyper = _read(model)
     table = SpanTable.build(model)
-    named = Tensors(model, table, Nowhere(), keys)
+    named = Tensors(model, table, Nowhere(), keys, contents=False)
     try:
         module.tensors(hyper, named)
     except BadKey as error:
@@ -122,7 +122,7 @@ def check(model: ModelFile) -> Checked:
     left_out: dict[str, list[str]] = {}
     for name in model.tensors:
         if name not in named.read:
-            reason = "values" if name in named.looked_at else _reason(name, hyper)
+            reason = "values" if name in named.looked_at else _reason(model, name, hyper, named.read)
             left_out.setdefault(reason, []).append(name)
     if left_out:
         table = SpanTable.build(model, frozenset(name for names in left_out.values() for name in names))
@@ -134,14 +134,21 @@ NAMED, SHOWN = 8, 64  # tensors that a warning names, characters of each
 # Why a tensor is in the file and read by no step.
 REASONS = {
     "values": "what they hold was read when the model was opened",
+    "inputs": "they say how activations would be rounded to 4 bits, to which none are",
     "prediction": "layers that only predict further tokens are not run",
     "senses": "pictures and sound are not understood",
     "unknown": "the architecture has no use for them",
 }
 
 
-def _reason(name: str, hyper: Hyper) -> str:
+def _reason(model: ModelFile, name: str, hyper: Hyper, read: set[str]) -> str:
+    """Why a tensor that is not read is there. Raises ModelError for a scale that answers would need."""
     layer = _LAYER.match(name)
     if layer and int(layer[1]) >= hyper.n_layer:
         return "prediction"  # beyond block_count there is none: see hyper.common
+    stem, _, kind = name.rpartition(".")
+    if kind == "scale" and (f"{stem}.weight" in read or stem == "output"):
+        raise ModelError(model.paths[0], f"{stem}.weight takes part in no product that could be scaled", tensor=name)
+    if kind == "input_scale" and f"{stem}.weight" in read:
+        return "inputs"
     return "senses" if _SENSES.match(name) else "unknown"
