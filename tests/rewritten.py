@@ -21,8 +21,8 @@ def rewritten(
     keys: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Data | None] | None = None,
 ) -> Path:
-    """Write `source` with these keys (ARCH. may stand for the architecture's name) and tensors to `target`; None takes one
-    away. Python's int becomes uint32, float float32, a list an array."""
+    """Write `source` with these keys (ARCH. may stand for the architecture's name) and tensors to `target`; None takes
+    one away. Python's int becomes uint32, float float32, a list an array."""
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(target, architecture)

@@ -1,5 +1,5 @@
-"""A NaN or an infinity in a weight ends as an error of the request that used it: no kernel makes a number of it again, on any
-way, and nobody else notices.
+"""A NaN or an infinity in a weight ends as an error of the request that used it: no kernel makes a number of it again,
+on any way, and nobody else notices.
 """
 
 from __future__ import annotations

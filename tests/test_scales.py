@@ -75,7 +75,7 @@ def nvfp4(source, target, scale):
 
 
 def test_a_file_with_experts_in_nvfp4(models_dir, tmp_path, start_daemon):
-    """As its publishers scale them: twice the scale are other logits, and what is meant for activations of 4 bits is left
+    """As publishers scale them: another scale gives other logits, and what is meant for activations of 4 bits is left
     out without a warning."""
     source, logits = models_dir / "tiny" / "moe-f16.gguf", []
     for number, scale in enumerate((0.5, 1.0)):

@@ -5,11 +5,10 @@ An architecture names what it deviates in; what no second architecture needs sta
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
+from hearthd.daemon.model import positions
 from hearthd.daemon.model.graph import (
     SIGMOID,
     SIGMOID_GATING,
@@ -22,43 +21,9 @@ from hearthd.daemon.model.graph import (
     Weight,
 )
 from hearthd.daemon.model.hyper import Hyper, Keys
+from hearthd.daemon.model.positions import Factors
 
 Bias = tuple[Weight | None, Weight | None, Weight | None]
-
-
-# --- positions -------------------------------------------------------------------------------------------------------
-
-
-def rope_scaling(keys: Keys) -> dict[str, Any]:
-    """How a model stretches its positions, as metadata says: arguments of Graph.rope."""
-    kind = keys.choice("rope.scaling.type", {name: name for name in ("none", "linear", "yarn")}, "none")
-    factor = keys.real("rope.scaling.factor", 0.0, least=0.0, most=1e6) or 1.0
-    if kind == "linear":
-        return {"scale": 1.0 / factor}
-    if kind == "yarn":
-        if factor < 1.0:
-            raise keys.bad("rope.scaling.factor", "positions are stretched, not shrunk")
-        attention = keys.real("rope.scaling.attn_factor", 1.0, least=1e-3, most=1e3)
-        magnitude = (1.0 + 0.1 * math.log(factor)) * attention
-        original = float(keys.whole("rope.scaling.original_context_length", least=1))
-        betas = {
-            name: keys.real(f"rope.scaling.yarn_{name}", usual, least=1e-3, most=1e6) for name, usual in _BETAS.items()
-        }
-        return {"yarn": {"factor": factor, "original": original, "magnitude": magnitude, **betas}}
-    return {}
-
-
-_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
-
-
-def rope_factors(model: Tensors, width: int) -> np.ndarray | None:
-    """`rope_freqs.weight`, by which the angles of each pair are divided, where the file has it."""
-    if "rope_freqs.weight" not in model:
-        return None
-    factors = model.values("rope_freqs.weight", width // 2)[: width // 2].astype(np.float64)
-    if not (factors > 0).all():
-        raise model.fail("rope_freqs.weight", "angles cannot be divided by factors of zero or less")
-    return factors
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -261,13 +226,21 @@ class Ends:
     embedding: Weight
     norm: Weight
     output: Weight
+    factors: Factors | None  # of all layers' angles
 
 
 def end_tensors(h: Hyper, t: Tensors) -> Ends:
-    """Embedding, last norm and output; a file without output ties it to the embedding."""
+    """What no layer owns: embedding, last norm and output (a file without output ties it to the embedding), and what
+    the angles of positions are divided by."""
     embedding = t.matrix("token_embd.weight", h.n_vocab, h.n_embd)
     output = t.matrix("output.weight", h.n_vocab, h.n_embd) if "output.weight" in t else embedding
-    return Ends(embedding, t.vector("output_norm.weight", h.n_embd), output)
+    norm = t.vector("output_norm.weight", h.n_embd)
+    return Ends(embedding, norm, output, positions.factors(t, h.scaling, h.rope_width))
+
+
+def rope(g: Graph, h: Hyper, w: Ends) -> int:
+    """The rope that all layers share."""
+    return g.rope(h.rope_width, h.rope_base, h.scaling, w.factors)
 
 
 def finish(g: Graph, h: Hyper, w: Ends, x: Value) -> None:

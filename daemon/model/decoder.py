@@ -48,13 +48,13 @@ def graph(
     h: Hyper,
     w: Weights,
     g: Graph,
-    rope: int,
     *,
     neox: bool = True,
     attention: Callable[[int], dict[str, Any]] = lambda layer: {},
     **routing: Any,
 ) -> None:
     """attention: what is a layer's own (arguments of blocks.attend); routing: arguments of blocks.feed_routed."""
+    rope = blocks.rope(g, h, w.ends)
     x = g.embed(w.ends.embedding)  # [n_embd]
     for i, layer in enumerate(w.layers):
         g.layer(i)

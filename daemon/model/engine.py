@@ -103,7 +103,7 @@ class Engine:
         )
         if len(nodes) > 1:
             self.program.set_nodes(nodes)
-        graph = Graph(self.program)
+        graph = Graph(self.program, self.context)
         module.graph(h, module.tensors(h, Tensors(model, table, self.program)), graph)
         graph.finish()
         self.recurrent = self.program.state_floats > 0

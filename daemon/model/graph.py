@@ -17,6 +17,7 @@ from hearthd.daemon.model.calls import Call, Value, Weight
 from hearthd.daemon.model.gguf import ModelError
 from hearthd.daemon.model.hyper import MOST_WHOLE, Keys
 from hearthd.daemon.model.lowering import lower
+from hearthd.daemon.model.positions import Factors, Scaling, angles
 
 SILU, SWIGLU_OAI, SWIGLU_LIMIT, GELU, SIGMOID_GATE, SIGMOID, SILU_ONLY = range(7)
 SOFTMAX, SIGMOID_GATING, SOFTMAX_CHOSEN = range(3)
@@ -29,11 +30,13 @@ class Tensors:
     """Names tensors and checks them. A mismatch raises ModelError with tensor, shape found and shape expected.
 
     model: a ModelFile; table: its SpanTable; program: takes the weights; keys: whose numbers the shapes were made of;
-    contents: whether scales are read, too, which lie all over the file. `read`: names that steps read; `looked_at`: names
-    whose values the graph itself is made of.
+    contents: whether scales are read, too, which lie all over the file. `read`: names that steps read; `looked_at`:
+    names whose values the graph itself is made of.
     """
 
-    def __init__(self, model: Any, table: Any, program: Any, keys: Keys | None = None, *, contents: bool = True) -> None:
+    def __init__(
+        self, model: Any, table: Any, program: Any, keys: Keys | None = None, *, contents: bool = True
+    ) -> None:
         self._contents = contents
         self._model = model
         self._table = table
@@ -90,14 +93,14 @@ class Tensors:
         return int(self._program.weight(t.type, rows, cols, t.row_bytes, spans, first * t.row_bytes, scale))
 
     def _scale(self, name: str, count: int = 1) -> np.ndarray | None:
-        """`NAME.scale` of `NAME.weight`, by which the finished product is multiplied: one value, or one for each expert,
-        as files with NVFP4 have them (the outer one of its two levels of scales; llama.cpp, convert_hf_to_gguf.py)."""
+        """`NAME.scale` of `NAME.weight`, by which the finished product is multiplied: one value, or one for each
+        expert, as files with NVFP4 have them (the outer of its two levels; llama.cpp, convert_hf_to_gguf.py)."""
         name = name.removesuffix(".weight") + ".scale"
         return self.values(name, count, count, contents=self._contents) if name in self else None
 
     def values(self, name: str, least: int = 1, most: int = MOST_VALUES, *, contents: bool = True) -> np.ndarray:
-        """So many values of a small F32 tensor, read now, all finite: for what the graph itself is made of. Ones without
-        contents, and for a model that is only planned."""
+        """So many values of a small F32 tensor, read now, all finite: for what the graph itself is made of. Ones
+        without contents, and for a model that is only planned."""
         t = self._find(name)
         if t.type != F32:
             raise self.fail(name, f"type {t.type} found, F32 expected")
@@ -183,10 +186,12 @@ class Route:
 
 
 class Graph:
-    """Operations in the order in which an architecture calls them. `finish()` makes the program of them."""
+    """Operations in the order in which an architecture calls them. `finish()` makes the program of them. context: tokens
+    of the longest sequence."""
 
-    def __init__(self, program: cy.Program) -> None:
+    def __init__(self, program: cy.Program, context: int) -> None:
         self._program = program
+        self._context = context
         self._calls: list[Call] = []
         self._layer = 0
 
@@ -278,27 +283,10 @@ class Graph:
         )
         return out
 
-    def rope(
-        self,
-        width: int,
-        base: float,
-        *,
-        factors: np.ndarray | None = None,
-        yarn: dict[str, float] | None = None,
-        scale: float = 1.0,
-    ) -> int:
-        """Angles of a rotary embedding over `width` elements (Su et al., arXiv 2104.09864): base ** (-2 j / width),
-        divided by `factors` where given, times `scale`; yarn (Peng et al., arXiv 2309.00071): factor, original,
-        beta_fast, beta_slow, magnitude, extrapolation. Number of the rope."""
-        j = np.arange(0, width, 2, dtype=np.float64)
-        inverse = base ** (-j / width)
-        if factors is not None:
-            inverse = inverse / factors
-        inverse = inverse * scale
-        magnitude = 1.0
-        if yarn is not None:
-            inverse, magnitude = _yarn(inverse, width, base, yarn)
-        return self._program.rope(inverse, magnitude)
+    def rope(self, width: int, base: float, scaling: Scaling, factors: Factors | None = None) -> int:
+        """Angles of a rotary embedding over `width` values (positions.angles), in this program's context. Number of the
+        rope."""
+        return int(self._program.rope(*angles(width, base, scaling, factors, context=self._context)))
 
     def rotate(self, x: Value, rope: int, heads: int, stride: int, *, offset: int = 0, neox: bool = True) -> Value:
         """Rotate each head of x in place; stride: floats from head to head."""
@@ -478,19 +466,3 @@ class Graph:
     def finish(self) -> None:
         """Make the program of all calls so far."""
         lower(self._calls, self._program)
-
-
-def _yarn(inverse: np.ndarray, width: int, base: float, yarn: dict[str, float]) -> tuple[np.ndarray, float]:
-    """Angles blended between interpolation and extrapolation by wavelength, and the scale of cosine and sine."""
-    factor, original = yarn["factor"], yarn["original"]
-
-    def dimension(rotations: float) -> float:
-        return width * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
-
-    low = max(math.floor(dimension(yarn.get("beta_fast", 32.0))), 0)
-    high = min(math.ceil(dimension(yarn.get("beta_slow", 1.0))), width - 1)
-    j = np.arange(width // 2, dtype=np.float64)
-    ramp = 1.0 - np.clip((j - low) / max(high - low, 0.001), 0.0, 1.0)
-    extrapolate = ramp * yarn.get("extrapolation", 1.0)
-    blended = inverse / factor * (1 - extrapolate) + inverse * extrapolate
-    return blended, yarn.get("magnitude", 1.0)

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+from hearthd.daemon.model import positions
+from hearthd.daemon.model.positions import Scaling
+
 Found = TypeVar("Found")
 
 MOST_WHOLE: Final = 2**31 - 1  # the kernels count in 32 bits
@@ -206,6 +209,7 @@ class Hyper:
     epsilon: float = 1e-6
     rope_base: float = 10000.0
     rope_width: int = 0
+    scaling: Scaling = field(default_factory=Scaling)  # of positions
     more: dict[str, Any] = field(default_factory=dict)
 
     def heads(self, layer: int) -> tuple[int, int]:
@@ -261,6 +265,7 @@ def common(keys: Keys) -> Hyper:
         epsilon=keys.real("attention.layer_norm_rms_epsilon", 1e-6, **EPSILONS),
         rope_base=keys.real("rope.freq_base", 10000.0, **BASES),
         rope_width=rope_width(keys, head_k, head_k),
+        scaling=positions.scaling(keys),
     )
     if experts and not 1 <= h.n_expert_used <= experts:
         raise keys.bad(

@@ -8,7 +8,7 @@ on the scores: deepseek-ai/DeepSeek-V3, inference/model.py.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hearthd.daemon.model import blocks
 from hearthd.daemon.model.graph import Graph, Tensors, Value, Weight
@@ -19,12 +19,12 @@ def hyperparameters(keys: Keys) -> Hyper:
     h = common(keys)
     whole = keys.whole("attention.key_length_mla", least=2)
     rotary = rope_width(keys, whole - 1)  # beside them at least one value that is not rotated
-    scaling = blocks.rope_scaling(keys)
-    temperature = 1.0
-    if "yarn" in scaling:
-        log_multiplier = keys.real("rope.scaling.yarn_log_multiplier", 0.0, least=0.0, most=10.0)
-        temperature = 1.0 + log_multiplier * math.log(scaling["yarn"]["factor"])
-        scaling["yarn"]["magnitude"] = 1.0
+    h.rope_width = rotary
+    temperature, s = 1.0, h.scaling
+    log_multiplier = keys.real("rope.scaling.yarn_log_multiplier", 0.0, least=0.0, most=10.0)
+    if s.kind == "yarn" and log_multiplier:  # the scores are sharpened, cosine and sine are not
+        temperature = 1.0 + log_multiplier * math.log(s.factor)
+        h.scaling = replace(s, attention=(s.attention or 1.0) / (1.0 + 0.1 * math.log(s.factor)))
     h.more = {
         "dense": keys.whole("leading_dense_block_count", 0, most=h.n_block),
         "q_lora": keys.whole("attention.q_lora_rank", 0),
@@ -33,7 +33,6 @@ def hyperparameters(keys: Keys) -> Hyper:
         "plain": whole - rotary,
         "value": keys.whole("attention.value_length_mla", least=1),
         "scale": whole**-0.5 * temperature**2,
-        "scaling": scaling,
         "routing": blocks.routing(keys, h, normalise=False),
     }
     return h
@@ -117,7 +116,7 @@ def attend(g: Graph, h: Hyper, i: int, w: Latent, x: Value, rope: int) -> Value:
 
 
 def graph(h: Hyper, w: Weights, g: Graph) -> None:
-    rope = g.rope(h.more["rotary"], h.rope_base, **h.more["scaling"])
+    rope = blocks.rope(g, h, w.ends)
     x = g.embed(w.ends.embedding)  # [n_embd]
     for i, layer in enumerate(w.layers):
         g.layer(i)

@@ -14,7 +14,6 @@ def hyperparameters(keys: Keys) -> Hyper:
     h = common(keys)
     h.more["dense"] = keys.whole("leading_dense_block_count", 0, most=h.n_block)
     h.more["routing"] = blocks.routing(keys, h, SIGMOID_GATING, normalise=True)
-    h.more["scaling"] = blocks.rope_scaling(keys)
     return h
 
 
@@ -23,5 +22,4 @@ def tensors(h: Hyper, t: Tensors) -> decoder.Weights:
 
 
 def graph(h: Hyper, w: decoder.Weights, g: Graph) -> None:
-    rope = g.rope(h.rope_width, h.rope_base, **h.more["scaling"])
-    decoder.graph(h, w, g, rope, **h.more["routing"])
+    decoder.graph(h, w, g, **h.more["routing"])

@@ -17,7 +17,6 @@ LIMIT, ALPHA = 7.0, 1.702
 
 def hyperparameters(keys: Keys) -> Hyper:
     h = common(keys)
-    h.more["scaling"] = blocks.rope_scaling(keys)
     h.more["window"] = keys.whole("attention.sliding_window", least=1)
     h.more["gating"] = blocks.gating(keys, SOFTMAX_CHOSEN)
     return h
@@ -38,6 +37,5 @@ def graph(h: Hyper, w: Weights, g: Graph) -> None:
     def attention(layer: int) -> dict[str, Any]:
         return {"window": h.more["window"] if layer % 2 == 0 else 0, "sinks": w.sinks[layer]}
 
-    rope = g.rope(h.rope_width, h.rope_base, **h.more["scaling"])
     experts: dict[str, Any] = {"activation": SWIGLU_OAI, "limit": LIMIT, "alpha": ALPHA, "gating": h.more["gating"]}
-    decoder.graph(h, w.decoder, g, rope, attention=attention, **experts)
+    decoder.graph(h, w.decoder, g, attention=attention, **experts)

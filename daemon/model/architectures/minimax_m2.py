@@ -10,7 +10,6 @@ from hearthd.daemon.model.hyper import Hyper, Keys, common
 def hyperparameters(keys: Keys) -> Hyper:
     h = common(keys)
     h.more["gating"] = blocks.gating(keys, SIGMOID_GATING)
-    h.more["scaling"] = blocks.rope_scaling(keys)
     return h
 
 
@@ -19,4 +18,4 @@ def tensors(h: Hyper, t: Tensors) -> decoder.Weights:
 
 
 def graph(h: Hyper, w: decoder.Weights, g: Graph) -> None:
-    decoder.graph(h, w, g, g.rope(h.rope_width, h.rope_base, **h.more["scaling"]), gating=h.more["gating"])
+    decoder.graph(h, w, g, gating=h.more["gating"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from hearthd.daemon.model import blocks, decoder
+from hearthd.daemon.model import decoder
 from hearthd.daemon.model.graph import Graph, Tensors
 from hearthd.daemon.model.hyper import Hyper, Keys, common
 
 
 def hyperparameters(keys: Keys) -> Hyper:
     h = common(keys)
-    h.more["scaling"] = blocks.rope_scaling(keys)
     return h
 
 
@@ -18,4 +17,4 @@ def tensors(h: Hyper, t: Tensors) -> decoder.Weights:
 
 
 def graph(h: Hyper, w: decoder.Weights, g: Graph) -> None:
-    decoder.graph(h, w, g, g.rope(h.rope_width, h.rope_base, **h.more["scaling"]))
+    decoder.graph(h, w, g)

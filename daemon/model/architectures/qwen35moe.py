@@ -25,7 +25,6 @@ def hyperparameters(keys: Keys) -> Hyper:
         "key_heads": keys.whole("ssm.group_count", least=1),
         "value_heads": keys.whole("ssm.time_step_rank", least=1),
         "inner": keys.whole("ssm.inner_size", least=1),
-        "scaling": blocks.rope_scaling(keys),
         "gating": blocks.gating(keys),
     }
     values, inner = h.more["value_heads"], h.more["inner"]
@@ -158,7 +157,7 @@ def attend_linear(g: Graph, h: Hyper, w: Linear, x: Value) -> Value:
 
 
 def graph(h: Hyper, w: Weights, g: Graph) -> None:
-    rope = g.rope(h.rope_width, h.rope_base, **h.more["scaling"])
+    rope = blocks.rope(g, h, w.ends)
     x = g.embed(w.ends.embedding)  # [n_embd]
     for i, layer in enumerate(w.layers):
         g.layer(i)

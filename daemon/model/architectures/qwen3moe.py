@@ -9,7 +9,6 @@ from hearthd.daemon.model.hyper import Hyper, Keys, common
 
 def hyperparameters(keys: Keys) -> Hyper:
     h = common(keys)
-    h.more["scaling"] = blocks.rope_scaling(keys)
     h.more["gating"] = blocks.gating(keys)
     return h
 
@@ -19,5 +18,4 @@ def tensors(h: Hyper, t: Tensors) -> decoder.Weights:
 
 
 def graph(h: Hyper, w: decoder.Weights, g: Graph) -> None:
-    rope = g.rope(h.rope_width, h.rope_base, **h.more["scaling"])
-    decoder.graph(h, w, g, rope, gating=h.more["gating"])
+    decoder.graph(h, w, g, gating=h.more["gating"])

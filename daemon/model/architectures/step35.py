@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from hearthd.daemon.model import blocks
+from hearthd.daemon.model import blocks, positions
 from hearthd.daemon.model.graph import SIGMOID_GATING, SILU, SWIGLU_LIMIT, Graph, Tensors, Weight
 from hearthd.daemon.model.hyper import BASES, Hyper, Keys, common, rope_width
 
@@ -13,6 +12,9 @@ from hearthd.daemon.model.hyper import BASES, Hyper, Keys, common, rope_width
 def hyperparameters(keys: Keys) -> Hyper:
     h = common(keys)
     h.rope_width = rope_width(keys, h.head_k, h.head_k, part=2)  # full layers rotate half of what windowed ones do
+    if h.scaling.stretches:  # of the full layers only, or of both?
+        name = "rope.scaling.type" if h.scaling.named else "rope.scaling.factor"
+        raise keys.bad(name, "what a scaling means for two ropes is not known")
     h.more = {
         "dense": keys.whole("leading_dense_block_count", 0, most=h.n_block),
         "every": keys.whole("moe_every_n_layers", 1, least=1),
@@ -41,7 +43,6 @@ class Layer:
 class Weights:
     ends: blocks.Ends
     layers: list[Layer]
-    rope_factors: np.ndarray | None
 
 
 def tensors(h: Hyper, t: Tensors) -> Weights:
@@ -57,7 +58,10 @@ def tensors(h: Hyper, t: Tensors) -> Weights:
                 feed=blocks.feed_tensors(h, t, i, h.n_ff) if dense else blocks.routed_tensors(h, t, i),
             )
         )
-    return Weights(blocks.end_tensors(h, t), layers, blocks.rope_factors(t, h.rope_width // 2))
+    ends = blocks.end_tensors(h, t)
+    if ends.factors is not None and ends.factors.longrope:
+        raise t.fail(positions.LONG, "what these factors mean for two ropes is not known")
+    return Weights(ends, layers)
 
 
 def clamp(limit: float) -> tuple[int, float]:
@@ -66,8 +70,8 @@ def clamp(limit: float) -> tuple[int, float]:
 
 def graph(h: Hyper, w: Weights, g: Graph) -> None:
     m = h.more
-    rope_full = g.rope(h.rope_width // 2, h.rope_base, factors=w.rope_factors)
-    rope_window = g.rope(h.rope_width, m["window_base"])
+    rope_full = g.rope(h.rope_width // 2, h.rope_base, h.scaling, w.ends.factors)
+    rope_window = g.rope(h.rope_width, m["window_base"], positions.Scaling())
     x = g.embed(w.ends.embedding)  # [n_embd]
     for i, layer in enumerate(w.layers):
         g.layer(i)
