@@ -120,9 +120,12 @@ def _matmul(o: Operation) -> None:
 
 
 def _heads_matmul(o: Operation) -> None:
-    heads, rows, in_stride, in_offset, out_stride, out_offset, cols = o.ints[:7]
+    heads, rows, in_stride, in_offset, out_stride, out_offset, cols, pitch, first, turned = o.ints[:10]
     m = o.matrix(0)
-    o.need((m.rows, m.cols) == (heads * rows, cols), f"{m.rows} x {m.cols} are not {heads} matrices of {rows} x {cols}")
+    high, wide = (cols, rows) if turned else (rows, cols)
+    o.within(m.rows, heads, high, pitch, first)
+    o.need(m.cols == wide and m.rows == heads * pitch,
+           f"{m.rows} x {m.cols} are not {heads} matrices of {high} x {wide}, {pitch} rows apart")  # fmt: skip
     o.within(o.width(o.ins, 0), heads, cols, in_stride, in_offset)
     o.within(o.width(o.outs, 0), heads, rows, out_stride, out_offset)
 

@@ -281,7 +281,7 @@ cdef class Program:
             how, slots = of.get(kind, ("", ()))
             for slot in slots:
                 if slot < len(weights) and weights[slot] >= 0:
-                    found[weights[slot], how] = ints[1] if how == "heads" else 1
+                    found[weights[slot], how] = ints[7] if how == "heads" else 1
         result = []
         for (number, how), unit in found.items():
             _, rows, _, row_bytes, spans, offset, _ = self.weights[number]

@@ -77,8 +77,9 @@ int hd_op_matmul(hd_step *s, const hd_op *op, int32_t stage) {
     return HD_DONE;
 }
 
-/* Per head h: out[h * i4 + i5 ..] = W_h in[h * i2 + i3 ..], W_h the i1 x i6 matrix that begins at row h * i1 of w0.
- * For the absorbed form of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1). */
+/* Per head h: out[h * i4 + i5 ..] = W_h in[h * i2 + i3 ..], W_h the i1 x i6 matrix that begins at row h * i7 + i8 of w0.
+ * i9: what begins there is W_h transposed, i6 x i1. For the absorbed form of multi-head latent attention (DeepSeek-V2, arXiv
+ * 2405.04434, section 2.1). */
 static void heads_item(hd_step *s, hd_worker *w, const hd_item *item) {
     const hd_program *p = s->p;
     const hd_op *op = OP(s);
@@ -94,7 +95,7 @@ static void heads_item(hd_step *s, hd_worker *w, const hd_item *item) {
     product.x = x;
     product.out = out;
     for (int32_t h = item->r0; h < item->r1; h++) {
-        product.w = hd_weight_at(p, m, 0, w->team) + (size_t)h * rows * m->row_bytes;
+        product.w = hd_weight_at(p, m, 0, w->team) + ((size_t)h * op->i[7] + op->i[8]) * m->row_bytes;
         for (int32_t t = 0; t < n; t++) {
             uint8_t *copy = scratch + pointers + aligned * (size_t)t;
             memcpy(copy, hd_row(s, op->in[0], t) + op->i[3] + (size_t)h * op->i[2], sizeof(float) * (size_t)cols);
@@ -107,10 +108,32 @@ static void heads_item(hd_step *s, hd_worker *w, const hd_item *item) {
     }
 }
 
+/* The same with W_h transposed: its rows, unpacked, are added up one after the other, weighted by the input. */
+static void turned_heads_item(hd_step *s, hd_worker *w, const hd_item *item) {
+    const hd_program *p = s->p;
+    const hd_op *op = OP(s);
+    const hd_weight *m = &p->weights[op->w[0]];
+    int32_t rows = op->i[1], cols = op->i[6], n = hd_rows(s, op);
+    float *matrix = hd_worker_scratch(w, sizeof(float) * (size_t)cols * (size_t)rows);
+    for (int32_t h = item->r0; h < item->r1; h++) {
+        const uint8_t *head = hd_weight_at(p, m, 0, w->team) + ((size_t)h * op->i[7] + op->i[8]) * m->row_bytes;
+        for (int32_t j = 0; j < cols; j++)
+            p->kernels->unpack[m->type](head + (size_t)j * m->row_bytes, matrix + (size_t)j * rows, rows);
+        for (int32_t t = 0; t < n; t++) {
+            const float *x = hd_row(s, op->in[0], t) + op->i[3] + (size_t)h * op->i[2];
+            float *out = hd_row(s, op->out[0], t) + op->i[5] + (size_t)h * op->i[4];
+            memset(out, 0, sizeof(float) * (size_t)rows);
+            for (int32_t j = 0; j < cols; j++) p->kernels->axpy(out, x[j], matrix + (size_t)j * rows, rows);
+            hd_scale_sums(m, 0, 1, &out, 0, rows);
+        }
+        hd_count_read(p, w->team, m->spans[0], (size_t)cols * m->row_bytes);
+    }
+}
+
 int hd_op_heads_matmul(hd_step *s, const hd_op *op, int32_t stage) {
     if (stage == 0) {
         if (hd_need_spans(s, s->p->weights[op->w[0]].spans, 1)) return HD_FAIL;
-        hd_items_clear(s, heads_item);
+        hd_items_clear(s, op->i[9] ? turned_heads_item : heads_item);
         for (int32_t h = 0; h < op->i[0]; h++)
             if (hd_items_add(s, 0, h, h + 1)) return HD_FAIL;
         return hd_items_publish(s);

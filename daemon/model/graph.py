@@ -267,9 +267,15 @@ class Graph:
         out: Value | None = None,
         out_stride: int | None = None,
         out_offset: int = 0,
+        pitch: int | None = None,
+        first: int = 0,
+        turned: bool = False,
     ) -> Value:
-        """For each head its own matrix: weight holds heads x rows x cols."""
+        """For each head its own matrix of rows x cols, which begins `first` rows after each multiple of `pitch` (rows)
+        in weight; turned: the file has it transposed."""
         out_stride = rows if out_stride is None else out_stride
+        pitch = (cols if turned else rows) if pitch is None else pitch
+        in_stride = cols if in_stride is None else in_stride
         fresh = out is None
         if out is None:
             out = self._new(heads * out_stride, x)
@@ -279,7 +285,7 @@ class Graph:
             [out],
             weights=[weight],
             changes=[] if fresh else [out],
-            ints=[heads, rows, cols if in_stride is None else in_stride, in_offset, out_stride, out_offset, cols],
+            ints=[heads, rows, in_stride, in_offset, out_stride, out_offset, cols, pitch, first, int(turned)],
         )
         return out
 

@@ -1,7 +1,8 @@
 """DeepSeek V2, V3, R1 and Kimi K2: multi-head latent attention in its absorbed form, shared experts, routing by groups.
 
 Attention: arXiv 2405.04434, section 2.1, with the key's up-projection moved to the query and the value's behind the
-sum, so that the cache holds one compressed row per token. Routing: arXiv 2412.19437, section 2.1.2. YaRN's temperature
+sum, so that the cache holds one compressed row per token. Files from before April 2025 keep both projections in one
+tensor, head by head, and give the lengths of plain heads: the same is done with them. Routing: arXiv 2412.19437, section 2.1.2. YaRN's temperature
 on the scores: deepseek-ai/DeepSeek-V3, inference/model.py.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hearthd.daemon.model import blocks
 from hearthd.daemon.model.graph import Graph, Tensors, Value, Weight
@@ -17,7 +19,8 @@ from hearthd.daemon.model.hyper import Hyper, Keys, common, rope_width
 
 def hyperparameters(keys: Keys) -> Hyper:
     h = common(keys)
-    whole = keys.whole("attention.key_length_mla", least=2)
+    latent = "_mla" if "attention.key_length_mla" in keys else ""  # else the lengths are the true ones as they stand
+    whole = keys.whole(f"attention.key_length{latent}", least=2)
     rotary = rope_width(keys, whole - 1)  # beside them at least one value that is not rotated
     h.rope_width = rotary
     temperature, s = 1.0, h.scaling
@@ -30,8 +33,9 @@ def hyperparameters(keys: Keys) -> Hyper:
         "q_lora": keys.whole("attention.q_lora_rank", 0),
         "kv_lora": keys.whole("attention.kv_lora_rank", least=1),
         "rotary": rotary,
+        "joined": not latent,
         "plain": whole - rotary,
-        "value": keys.whole("attention.value_length_mla", least=1),
+        "value": keys.whole(f"attention.value_length{latent}", least=1),
         "scale": whole**-0.5 * temperature**2,
         "routing": blocks.routing(keys, h, normalise=False),
     }
@@ -46,8 +50,8 @@ class Latent:
     q: Weight
     kv_a: Weight
     kv_a_norm: Weight
-    k_b: Weight
-    v_b: Weight
+    k_b: Weight  # [heads, kv_lora, plain]; joined: the same as v_b, [heads, (plain, value), kv_lora]
+    v_b: Weight  # [heads, value, kv_lora]
     o: Weight
 
 
@@ -69,6 +73,11 @@ def tensors(h: Hyper, t: Tensors) -> Weights:
     for i in range(h.n_layer):
         p, (heads, _) = f"blk.{i}.", h.heads(i)
         rows, rank = heads * (m["plain"] + m["rotary"]), m["q_lora"]
+        if m["joined"]:
+            k_b = v_b = t.matrix(p + "attn_kv_b.weight", heads * (m["plain"] + m["value"]), m["kv_lora"])
+        else:
+            k_b = t.matrix(p + "attn_k_b.weight", m["kv_lora"], m["plain"], depth=heads)
+            v_b = t.matrix(p + "attn_v_b.weight", m["value"], m["kv_lora"], depth=heads)
         latent = Latent(
             norm=t.vector(p + "attn_norm.weight", h.n_embd),
             q_a=t.matrix(p + "attn_q_a.weight", rank, h.n_embd) if rank else None,
@@ -76,8 +85,8 @@ def tensors(h: Hyper, t: Tensors) -> Weights:
             q=t.matrix(p + "attn_q_b.weight", rows, rank) if rank else t.matrix(p + "attn_q.weight", rows, h.n_embd),
             kv_a=t.matrix(p + "attn_kv_a_mqa.weight", m["kv_lora"] + m["rotary"], h.n_embd),
             kv_a_norm=t.vector(p + "attn_kv_a_norm.weight", m["kv_lora"]),
-            k_b=t.matrix(p + "attn_k_b.weight", m["kv_lora"], m["plain"], depth=heads),
-            v_b=t.matrix(p + "attn_v_b.weight", m["value"], m["kv_lora"], depth=heads),
+            k_b=k_b,
+            v_b=v_b,
             o=t.matrix(p + "attn_output.weight", h.n_embd, heads * m["value"]),
         )
         dense = i < m["dense"] or not h.n_expert
@@ -107,11 +116,14 @@ def attend(g: Graph, h: Hyper, i: int, w: Latent, x: Value, rope: int) -> Value:
         a = g.rms_norm(g.matmul(a, w.q_a), w.q_a_norm, h.epsilon)
     q = g.matmul(a, w.q)  # [heads, plain + rotary]
     g.rotate(q, rope, heads, plain + rotary, offset=plain, neox=False)
-    absorbed = g.heads_matmul(q, w.k_b, heads, rank, plain, in_stride=plain + rotary, out_stride=width)
+    pitch = plain + m["value"]
+    keys: dict[str, Any] = {"pitch": pitch, "turned": True} if m["joined"] else {}
+    values: dict[str, Any] = {"pitch": pitch, "first": plain} if m["joined"] else {}
+    absorbed = g.heads_matmul(q, w.k_b, heads, rank, plain, in_stride=plain + rotary, out_stride=width, **keys)
     g.copy(q, absorbed, heads, rotary, (plain, plain + rotary), (rank, width))
 
     out = g.attention(absorbed, cache, cache, heads=heads, kv_heads=1, dk=width, dv=rank, scale=m["scale"])
-    out = g.heads_matmul(out, w.v_b, heads, m["value"], rank)
+    out = g.heads_matmul(out, w.v_b, heads, m["value"], rank, **values)
     return g.add(x, g.matmul(out, w.o))
 
 
