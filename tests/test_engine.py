@@ -8,6 +8,7 @@ from hearthd.cyext import kernels
 from hearthd.daemon.model.engine import ContextFull, Interrupted, StepFailed
 
 from tests.opened import Opened, greedy, logits_of, nmse
+from tests.rewritten import rewritten, values_of
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +149,21 @@ def test_the_last_layer_computes_only_what_wants_logits(tiny, name):
         seen = engine.expert_counts.sum(axis=1) - before
         assert seen.tolist() == [len(tokens) * used] * (engine.hyper.n_layer - 1) + [used]
         assert np.abs(last[0] - every[-1]).max() < 1e-2 * np.abs(every[-1]).max()
+
+
+def test_more_experts_of_a_token_than_a_guess_has_room_for(tiny, tmp_path):
+    """100 of 128: nothing is guessed, and the same comes out as from all rows at once."""
+    folder, facts, _ = tiny
+    source, tokens = folder / "moe-f16.gguf", np.array(facts["tokens"][:6], np.int32)
+    rng, many = np.random.default_rng(1), {}
+    for name, values in values_of(source).items():
+        if "_exps." in name:
+            many[name] = np.tile(values, (32, 1, 1)).astype(np.float16)
+        elif "ffn_gate_inp." in name:
+            many[name] = rng.standard_normal((128, values.shape[1])).astype(np.float32)
+    keys = {"ARCH.expert_count": 128, "ARCH.expert_used_count": 100}
+    with Opened(rewritten(source, tmp_path / "model.gguf", keys=keys, tensors=many)) as engine:
+        engine.set_lookahead(False, 1)
+        one_by_one, whole = (logits_of(engine, tokens, chunk)[0] for chunk in (1, None))
+        assert nmse(one_by_one, whole) < 1e-6
+        assert engine.lookahead["guessed"] == 0

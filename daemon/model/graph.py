@@ -186,8 +186,8 @@ class Route:
 
 
 class Graph:
-    """Operations in the order in which an architecture calls them. `finish()` makes the program of them. context: tokens
-    of the longest sequence."""
+    """Operations in the order in which an architecture calls them. `finish()` makes the program of them. context:
+    tokens of the longest sequence."""
 
     def __init__(self, program: cy.Program, context: int) -> None:
         self._program = program

@@ -97,7 +97,8 @@ def append(calls: list[Call], program: Any) -> None:
             if out.buffer < 0:
                 pool = free.get(out.width, [])
                 out.buffer = pool.pop() if pool else program.buffer(out.width)
-        floats = [f if math.isfinite(f) else 0.0 for f in call.floats]
+        if not all(math.isfinite(f) for f in call.floats):
+            raise ValueError(f"{call.kind} of layer {call.layer}: {call.floats} are not all finite")
         program.op(
             call.kind,
             call.layer,
@@ -105,7 +106,7 @@ def append(calls: list[Call], program: Any) -> None:
             outs=[v.buffer for v in call.outs],
             weights=[-1 if w is None else w.number for w in call.weights],
             ints=call.ints,
-            floats=floats,
+            floats=call.floats,
             selected=call.selected and call.kind != "select",
         )
         for value in call.values():
