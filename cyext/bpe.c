@@ -6,6 +6,7 @@
 
 #define NO_TOKEN UINT32_MAX
 #define NO_RANK UINT32_MAX
+#define LONGEST (8u << 20) /* bytes merged as one: merging takes some thirty times as many */
 #define SCAN_LIMIT 48 /* up to so many symbols rescanning a row beats keeping a heap */
 
 typedef struct {
@@ -20,6 +21,7 @@ struct hd_bpe {
     uint32_t slot_mask, merge_mask;
     uint32_t n_tokens, n_merges;
     uint32_t bytes[256]; /* the token of each byte */
+    size_t reach;        /* bytes of text that a token stands for at most; SIZE_MAX: bytes may be left out */
 };
 
 static uint32_t power_over(uint64_t n) {
@@ -106,7 +108,16 @@ void hd_bpe_bytes(hd_bpe *bpe) {
     char spelled[2];
     for (int byte = 0; byte < 256; byte++) /* -1 becomes NO_TOKEN */
         bpe->bytes[byte] = (uint32_t)hd_bpe_find(bpe, spelled, spell((uint8_t)byte, spelled));
+    bpe->reach = 1;
+    for (uint32_t id = 0; id < bpe->n_tokens; id++) {
+        size_t n = bpe->starts[id + 1] - bpe->starts[id];
+        if (n > bpe->reach) bpe->reach = n;
+    }
+    for (int byte = 0; byte < 0xf5; byte++) /* 0xc0, 0xc1 and those above are in no text */
+        if (bpe->bytes[byte] == NO_TOKEN && byte != 0xc0 && byte != 0xc1) bpe->reach = SIZE_MAX;
 }
+
+size_t hd_bpe_reach(const hd_bpe *bpe) { return bpe->reach; }
 
 static merge_slot *merge_of(const hd_bpe *bpe, uint32_t left, uint32_t right) {
     uint64_t hash = ((uint64_t)left << 32 | right) * 0x9e3779b97f4a7c15u;
@@ -183,7 +194,7 @@ static void push(uint64_t *heap, size_t *n, uint64_t entry) {
 /* An entry is rank << 32 | place, so the heap's order is the merges' order. It is stale unless the pair that now begins
  * at its place has its rank. */
 static ptrdiff_t merge_heap(const hd_bpe *bpe, uint32_t *ids, size_t n) {
-    uint64_t *heap = malloc(3 * n * sizeof *heap); /* n - 1 at first, two more a merge */
+    uint64_t *heap = malloc(2 * n * sizeof *heap); /* n - 1 at first; a merge takes one away and adds two */
     uint32_t *links = malloc(2 * n * sizeof *links), *next = links, *prev = links + n;
     if (!heap || !links) {
         free(heap);
@@ -225,9 +236,9 @@ static ptrdiff_t merge_heap(const hd_bpe *bpe, uint32_t *ids, size_t n) {
     return (ptrdiff_t)count;
 }
 
-ptrdiff_t hd_bpe_encode(const hd_bpe *bpe, const uint8_t *word, size_t n, int whole, int32_t unknown, int32_t *out) {
+ptrdiff_t hd_bpe_encode(const hd_bpe *bpe, const uint8_t *word, size_t n, int whole, size_t limit, int32_t *out) {
     if (n == 0) return 0;
-    if (n >= UINT32_MAX / 4) return HD_BPE_NO_MEMORY;
+    if (n > LONGEST || n / bpe->reach > limit) return HD_BPE_TOO_LONG;
     if (whole && n <= 512) { /* tokens are shorter; a longer word is merged like any other */
         char spelled[1024];
         size_t length = 0;
@@ -239,12 +250,11 @@ ptrdiff_t hd_bpe_encode(const hd_bpe *bpe, const uint8_t *word, size_t n, int wh
         }
     }
     uint32_t *ids = (uint32_t *)out;
+    size_t known = 0;
     for (size_t i = 0; i < n; i++) {
-        ids[i] = bpe->bytes[word[i]];
-        if (ids[i] == NO_TOKEN && unknown < 0) return -1 - (ptrdiff_t)word[i];
+        ids[known] = bpe->bytes[word[i]];
+        known += ids[known] != NO_TOKEN;
     }
-    ptrdiff_t count = n <= SCAN_LIMIT ? (ptrdiff_t)merge_scan(bpe, ids, n) : merge_heap(bpe, ids, n);
-    for (ptrdiff_t i = 0; i < count; i++)
-        if (ids[i] == NO_TOKEN) out[i] = unknown;
-    return count;
+    if (known == 0) return 0;
+    return known <= SCAN_LIMIT ? (ptrdiff_t)merge_scan(bpe, ids, known) : merge_heap(bpe, ids, known);
 }

@@ -13,26 +13,19 @@ cdef extern from "Python.h":
 cdef extern from "bpe.h" nogil:
     ctypedef struct hd_bpe:
         pass
-    int HD_BPE_NO_MEMORY
+    int HD_BPE_NO_MEMORY, HD_BPE_TOO_LONG
     hd_bpe *hd_bpe_new(uint32_t tokens, size_t text_bytes, uint32_t merges)
     void hd_bpe_free(hd_bpe *bpe)
     void hd_bpe_token(hd_bpe *bpe, const char *text, size_t n)
     void hd_bpe_bytes(hd_bpe *bpe)
     int hd_bpe_merge(hd_bpe *bpe, const char *pair, size_t n)
+    size_t hd_bpe_reach(const hd_bpe *bpe)
     int32_t hd_bpe_find(const hd_bpe *bpe, const char *text, size_t n)
-    Py_ssize_t hd_bpe_encode(const hd_bpe *bpe, const uint8_t *word, size_t n, int whole, int32_t unknown, int32_t *out)
+    Py_ssize_t hd_bpe_encode(const hd_bpe *bpe, const uint8_t *word, size_t n, int whole, size_t limit, int32_t *out)
 
 # Below this a word takes less than a millisecond, and taking the GIL again would cost others more.
 cdef enum:
     LONG_WORD = 4096
-
-
-class MissingByte(ValueError):
-    """A byte of the text has no token; `byte` is its value."""
-
-    def __init__(self, byte):
-        super().__init__(f"no token for byte {byte:#04x}")
-        self.byte = byte
 
 
 cdef class Vocabulary:
@@ -71,6 +64,11 @@ cdef class Vocabulary:
     def __dealloc__(self):
         hd_bpe_free(self.bpe)
 
+    @property
+    def reach(self):
+        """Bytes of text that a token stands for at most."""
+        return hd_bpe_reach(self.bpe)
+
     def find(self, str text not None):
         """The id of a token by its spelling, or None."""
         cdef Py_ssize_t n
@@ -78,12 +76,13 @@ cdef class Vocabulary:
         cdef int32_t token = hd_bpe_find(self.bpe, raw, n)
         return token if token >= 0 else None
 
-    def encode(self, list words not None, bint whole, unknown=None):
-        """The ids of all words in a row; `whole`: a word that is a token is taken as it is.
+    def encode(self, list words not None, bint whole, Py_ssize_t limit=-1):
+        """The ids of all words in a row; `whole`: a word that is a token is taken as it is. A byte without a token is
+        left out. None as soon as the ids are known to be more than `limit`; a negative one is none.
 
-        `unknown` is the id for bytes without a token; MissingByte when there is none.
+        The GIL is held for the short words: give as many at once as others may wait for.
         """
-        cdef int32_t stand_in = -1 if unknown is None else unknown
+        cdef size_t most = <size_t>limit if limit >= 0 else <size_t>-1
         cdef int32_t *out = NULL
         cdef void *larger
         cdef Py_ssize_t room = 0, n, count, i
@@ -94,20 +93,21 @@ cdef class Vocabulary:
             for word in words:
                 raw = <const uint8_t *>PyUnicode_AsUTF8AndSize(word, &n)
                 if n > room:
-                    larger = PyMem_Realloc(out, 2 * n * sizeof(int32_t))
+                    larger = PyMem_Realloc(out, n * sizeof(int32_t))
                     if larger == NULL:
                         raise MemoryError
                     out = <int32_t *>larger
-                    room = 2 * n
+                    room = n
                 if n < LONG_WORD:
-                    count = hd_bpe_encode(self.bpe, raw, n, whole, stand_in, out)
+                    count = hd_bpe_encode(self.bpe, raw, n, whole, most, out)
                 else:
                     with nogil:
-                        count = hd_bpe_encode(self.bpe, raw, n, whole, stand_in, out)
+                        count = hd_bpe_encode(self.bpe, raw, n, whole, most, out)
                 if count == HD_BPE_NO_MEMORY:
                     raise MemoryError
-                if count < 0:
-                    raise MissingByte(-1 - count)
+                if count < 0 or <size_t>count > most:
+                    return None
+                most -= <size_t>count
                 for i in range(count):
                     ids.append(out[i])
         finally:

@@ -66,6 +66,7 @@ class Hearth:
         self.model = open_model(config.model)
         self.checked = architectures.check(self.model)
         self.table = self.checked.table
+        self._check_tokenizer()
         self.mapping = Mapping(self.model.paths)
         self.topology = topology.read()
         self.processors = Processors(config.threads, self.topology)
@@ -88,6 +89,16 @@ class Hearth:
             self.model, self.table, self.mapping, self.spans, self.queue, None, config, placement=placement
         )
         self._audit()
+
+    def _check_tokenizer(self) -> None:
+        """What the header can tell of it comes before READY; its tables are made afterwards."""
+        from .model.vocabulary import TokenizerError, check
+
+        try:
+            for warning in check(self.model.metadata, self.checked.hyper.n_vocab):
+                self._warn("tokenizer", warning)
+        except TokenizerError as error:
+            raise ModelError(self.model.paths[0], f"tokenizer: {error}") from None
 
     def _info(self) -> protocol.ModelInfo:
         model, hyper = self.model, self.checked.hyper
@@ -176,6 +187,8 @@ class Hearth:
             if self.template.warning:
                 self._warn("chat-template", self.template.warning)
         except TemplateError as error:
+            if "tokenizer.chat_template" in self.model.metadata:
+                self._warn("chat-template", f"no chat: {error}")
             log.debug("no chat: %s", error)
         self.tokenizer = tokenizer
 

@@ -3,15 +3,20 @@
 import dataclasses
 import json
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
-from hearthd.cyext import bpe, gguf_header
-from hearthd.daemon.model import merges
-from hearthd.daemon.model.pretokenizers import KNOWN
-from hearthd.daemon.model.tokenizer import Tokenizer, TokenizerError
+import regex
+from hearthd.cyext import bpe, gguf_header, names
+from hearthd.daemon.model import pretokenizers
+from hearthd.daemon.model.composition import composed
+from hearthd.daemon.model.pretokenizers import KNOWN, PreTokenizer
+from hearthd.daemon.model.tokenizer import TextTooLong, Tokenizer, TokenizerError, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from .plain_merges import NEVER, merge
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 # Lone surrogates are no text; the tokenizer replaces them.
@@ -109,10 +114,48 @@ def test_cut_of_any_text_loses_nothing(pre):
         ("kimi-k2", "abc中文abc 12", ["abc", "中文", "abc", " ", "12"]),
         ("deepseek-v3", "(abc 中文かな 1234 ok.", ["(abc", " ", "中文かな", " ", "123", "4", " ok", "."]),
         ("deepseek-llm", "abc, 中文 12\n", ["abc", ",", " ", "中文", " ", "12", "\n"]),
+        ("seed-coder", "a 12 !!\n\nb", ["a", " ", "1", "2", " !!", "\n\n", "b"]),
+        ("superbpe", "in 1234567, x123y", ["in ", "1", "234", "567", ", x", "123", "y"]),
+        ("viking", "Hei (maailma) 12!", ["Hei", " (", "maailma", ")", " ", "1", "2", "!"]),
+        ("falcon", "a`b 12345 x", ["a", "`", "b", " ", "123", "45", " x"]),
+        ("bailingmoe", "I'LL\n\n 12!!\n", ["I", "'LL", "\n\n", " ", "1", "2", "!!\n"]),
+        ("laguna", "a\n\n b 12", ["a", "\n\n", " b", " ", "1", "2"]),
+        ("exaone", "a 12", ["a", " ", "1", "2"]),
+        ("exaone-moe", "two words, 12!//\n", ["two words", ",", " ", "1", "2", "!//\n"]),
+        ("cohere2moe", "1234 1234a Ab", ["1", "234", " ", "123", "4", "a", " Ab"]),
+        ("afmoe", "x1234567 中a!", ["x", "1", "234", "567", " ", "中", "a", "!"]),
+        ("minicpm5", "x1234", ["x", "123", "4"]),
+        ("chameleon", "IMGIMGABZ  12.", ["IMGIMGABZ", "  ", "1", "2", "."]),
+        ("youtu", "한글Ab1", ["한글", "Ab", "1"]),
+        ("ufakzeka", "Ankara'da 12", ["Ankara", "'da", " ", "1", "2"]),
+        ("spark2_5", "!\n\n1234", ["!", "\n", "\n", "1", "2", "3", "4"]),
+        ("jais-2", "a     b", ["a", "    ", " b"]),
     ],
 )
 def test_cut(pre, text, words):
     assert KNOWN[pre].split()(text) == words
+
+
+@pytest.mark.parametrize("pre", ["superbpe", "cohere2moe", "afmoe"])
+def test_numbers_are_divided_as_the_patterns_say(pre):
+    """The published look-aheads, which take quadratic time, against the division that stands for them."""
+    pattern = next(pattern for pattern in KNOWN[pre].patterns if pattern in pretokenizers._DIVIDED)
+    divided, published = PreTokenizer((pattern,)).split(), pretokenizers._isolation(regex.compile(pattern))
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.text("12½٣a_é .", max_size=30))
+    def alike(text):
+        assert divided(text) == [word for word in published(text) if word]
+
+    alike()
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "kimi-k2", "deepseek-llm", "superbpe", "gpt-2"])
+def test_long_text_is_cut_as_short_text_is(pre, monkeypatch):
+    text = "I'll go 1234 中文\n\n  (Ab½) " * 40
+    short = KNOWN[pre].split()(text)
+    monkeypatch.setattr(pretokenizers, "_LONG", 16)
+    assert list(KNOWN[pre].split()(text)) == short
 
 
 def test_cuts_as_the_models_own_tokenizers_cut():
@@ -127,7 +170,11 @@ def test_cuts_as_the_models_own_tokenizers_cut():
 
 
 @pytest.mark.parametrize(
-    "pre", ["gpt-2", "qwen2", "llama-bpe", "gpt-4o", "deepseek-v3", "deepseek-llm", "kimi-k2", "qwen35"]
+    "pre",
+    """
+    gpt-2 qwen2 llama-bpe gpt-4o deepseek-v3 deepseek-llm kimi-k2 qwen35
+    seed-coder superbpe bailingmoe laguna falcon viking exaone-moe cohere2moe
+    """.split(),  # noqa: SIM905
 )
 def test_agrees_with_the_tokenizers_package(pre):
     package = pytest.importorskip("tokenizers")
@@ -170,15 +217,20 @@ def test_sentence_piece_round_trip(text):
     assert tokenizer.decode(tokenizer.encode(text, bos=False)) == text
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.text(alphabet="abc", max_size=300))
-def test_scan_and_queue_merge_alike(text):
-    costs = {"ab": 1, "bc": 1, "abc": 3, "ca": 2, "cab": 0, "abab": 4, "aa": 5, "aaaa": 5}
-
-    def cost(left, right):
-        return costs.get(left + right, merges.NEVER)
-
-    assert merges._scan(list(text), cost) == merges._queue(list(text), cost)
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.text("ab▁é", min_size=1, max_size=5), st.sampled_from([-3.0, -2.0, -1.0, 0.0, 5.0]))),
+    st.text("ab cé", max_size=90),
+)
+def test_sentence_piece_merges_in_order(pieces, text):
+    """The C merge (cut, scan and heap) against the plain one, with equal scores and tokens that no merge makes."""
+    scores = dict(pieces)
+    tokenizer = sentence_piece(list(scores.items()), add_space_prefix=False)
+    expected = []
+    costs = {piece: -score for piece, score in scores.items()}
+    for symbol in merge(text.replace(" ", "▁"), lambda left, right: costs.get(left + right, NEVER)):
+        expected += [symbol] if symbol in scores else [f"<0x{byte:02X}>" for byte in symbol.encode()]
+    assert spelled(tokenizer, text, bos=False) == expected
 
 
 @settings(max_examples=150, deadline=None)
@@ -196,7 +248,7 @@ def test_compact_vocabulary_merges_in_order(joins, text):
             tokens.append(first + right)
     vocabulary = bpe.Vocabulary([token.encode() for token in tokens], [f"{a} {b}".encode() for a, b in pairs])
     ranks = {pair: rank for rank, pair in reversed(list(enumerate(pairs)))}
-    expected = merges.merge(list(text), lambda left, right: ranks.get((left, right), merges.NEVER))
+    expected = merge(text, lambda left, right: ranks.get((left, right), NEVER))
     assert [tokens[token] for token in vocabulary.encode([text], False)] == expected
     assert vocabulary.skipped == 0
 
@@ -206,10 +258,8 @@ def test_compact_vocabulary_bounds():
     assert vocabulary.skipped == 5
     assert (vocabulary.find("a"), vocabulary.find(""), vocabulary.find("no")) == (0, None, None)
     assert vocabulary.encode(["", "ab", "a" * 9000], True) == [0, 1] + [0] * 9000
-    with pytest.raises(bpe.MissingByte) as caught:
-        vocabulary.encode(["aZ"], False)
-    assert caught.value.byte == ord("Z")
-    assert vocabulary.encode(["aZ"], False, 1) == [0, 1]
+    assert vocabulary.encode(["ab", "ab"], True, 4) == [0, 1, 0, 1]
+    assert vocabulary.encode(["ab", "ab"], True, 3) is None
     assert bpe.Vocabulary([], []).find("a") is None
 
 
@@ -310,25 +360,127 @@ def test_sentence_piece_merges_over_spaces_when_tokens_do():
     assert spelled(tokenizer, "lo lo", bos=False, special=False) == ["▁", "lo▁", "lo"]
 
 
-def test_bad_metadata():
-    with pytest.raises(TokenizerError, match=r"'no-such'.*gpt-2.*qwen2"):
-        byte_level("no-such")
-    with pytest.raises(TokenizerError, match="'bert'"):
-        Tokenizer.from_metadata({"tokenizer.ggml.model": "bert"})
-    with pytest.raises(TokenizerError, match="tokens"):
-        Tokenizer.from_metadata({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2"})
-    with pytest.raises(TokenizerError, match="token_type has 1 elements for 2"):
-        Tokenizer.from_metadata(
-            {
-                "tokenizer.ggml.model": "gpt2",
-                "tokenizer.ggml.tokens": ["a", "b"],
-                "tokenizer.ggml.token_type": [1],
-                "tokenizer.ggml.merges": [],
-            }
-        )
+GPT2 = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": ["a", "b", "ab"],
+    "tokenizer.ggml.token_type": [1, 1, 1],
+    "tokenizer.ggml.merges": ["a b"],
+    "tokenizer.ggml.eos_token_id": 2,
+}
+SENTENCE = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["a", "b"],
+    "tokenizer.ggml.scores": [0.0, -1.0],
+}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "key", "value"),
+    [
+        (GPT2, "model", "bert"),
+        (GPT2, "model", None),
+        (GPT2, "model", ["gpt2"]),
+        (GPT2, "pre", "no-such"),
+        (GPT2, "pre", [1]),
+        (GPT2, "tokens", None),
+        (GPT2, "tokens", []),
+        (GPT2, "tokens", "ab"),
+        (GPT2, "tokens", [1, 2, 3]),
+        (GPT2, "token_type", [1, 1]),
+        (GPT2, "token_type", [1, 1, 1, 1]),
+        (GPT2, "token_type", [1, 1, 9]),
+        (GPT2, "token_type", np.ones(3, np.float32)),
+        (GPT2, "token_type", 1),
+        (GPT2, "merges", None),
+        (GPT2, "merges", [0.5]),
+        (GPT2, "eos_token_id", 3),
+        (GPT2, "eos_token_id", -2),
+        (GPT2, "eos_token_id", "b"),
+        (GPT2, "bos_token_id", 1.0),
+        (GPT2, "add_bos_token", "yes"),
+        (SENTENCE, "scores", None),
+        (SENTENCE, "scores", [0.0]),
+        (SENTENCE, "scores", [0.0, float("nan")]),
+        (SENTENCE, "scores", ["a", "b"]),
+        (SENTENCE, "add_space_prefix", 2),
+    ],
+)
+def test_metadata_that_makes_no_tokenizer_is_refused_by_its_key(metadata, key, value):
+    check(metadata)
+    broken = {**metadata, f"tokenizer.ggml.{key}": value}
+    if value is None:
+        del broken[f"tokenizer.ggml.{key}"]
+    for make in (check, Tokenizer.from_metadata):
+        with pytest.raises(TokenizerError, match=rf"tokenizer\.ggml\.{key}\b"):
+            make(broken)
+
+
+def test_what_metadata_may_leave_open():
+    assert Tokenizer.from_metadata(GPT2 | {"tokenizer.ggml.bos_token_id": 0xFFFFFFFF}).bos is None
+    assert check(GPT2, rows=3) == ()
+    (warning,) = check(GPT2, rows=2)
+    assert "3 tokens" in warning and "2 rows" in warning
+    useless = Tokenizer.from_metadata(GPT2 | {"tokenizer.ggml.merges": ["a c", "d", ""]})
+    useless.prepare()
+    assert "3 of 3" in useless.warnings[0]
     for token in (-1, 256):
         with pytest.raises(TokenizerError, match="outside the vocabulary"):
             byte_level().decode([token])
+
+
+def test_a_byte_without_a_token_is_left_out():
+    """As Hugging Face's tokenizers do: the unknown token of SmolLM2 is the end of a text."""
+    tokenizer = Tokenizer.from_metadata(GPT2 | {"tokenizer.ggml.unknown_token_id": 1})
+    assert spelled(tokenizer, "éaéb\nb") == ["ab", "b"]
+    assert tokenizer.encode("é") == []
+
+
+def test_unknown_characters_of_sentence_piece():
+    assert spelled(Tokenizer.from_metadata(SENTENCE), "aéb", bos=False) == ["a", "b"]
+    told = Tokenizer.from_metadata(SENTENCE | {"tokenizer.ggml.unknown_token_id": 1})
+    assert told.encode("aéa", bos=False) == [1, 0, 1, 0]  # the space in front is unknown, too
+
+
+LIMITED = [
+    (byte_level("gpt-2", ["a a"], [("<x>", CONTROL)]), "ab 12 " * 9 + "<x>" + "a" * 40),
+    (byte_level("qwen2", ["a a"], [("<x>", CONTROL)]), "a" * 9000),
+    (sentence_piece(LLAMA, [("<x>", CONTROL)]), "hello world<x>hel" + "o" * 80),
+]
+
+
+@pytest.mark.parametrize(("tokenizer", "text"), LIMITED, ids=["words", "one word", "sentence"])
+def test_encoding_stops_at_a_limit(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.encode(text, limit=len(ids)) == ids
+    for limit in (len(ids) - 1, len(ids) // 2, 3, 0):
+        with pytest.raises(TextTooLong, match=f"more than {limit} tokens"):
+            tokenizer.encode(text, limit=limit)
+
+
+def test_a_word_of_millions_of_letters_is_refused():
+    with pytest.raises(TextTooLong, match="millions"):
+        byte_level().encode("a" * (8 << 20) + "a")
+
+
+def test_names_in_text():
+    found = names.Names([(b"<a>", 1), (b"<a>>", 2), (b"<", 3), (b"", 4), ("é".encode(), 5)])
+    text = "x<a>><a<a>é".encode()
+    places, end = [], 0
+    while (place := found.find(text, end)) is not None:
+        places.append(place)
+        end = place[1]
+    assert places == [(1, 5, 2), (5, 6, 3), (7, 10, 1), (10, 12, 5)]
+    assert names.Names([]).find(text) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text("aeé\u0301\u0316\u0344\u0345\u05b0\u1161\u11a8\uac00\u0958\u3099か中🦙x ", max_size=150)
+    | st.text("\u0301\u0316\u0344\u0488\u1dce", min_size=30, max_size=90)
+)
+def test_composed_is_nfc(text):
+    assert composed("a" + text) == normalize("NFC", "a" + text)
 
 
 def test_arrays_are_read_when_first_needed():
@@ -361,6 +513,4 @@ def test_arrays_are_read_when_first_needed():
     assert tokens.read == joins.read == 0
     assert tokenizer.decode(tokenizer.encode("ab")) == "ab"
     assert tokens.read == joins.read == 1
-    with pytest.raises(TokenizerError, match="no token for byte 0xc3"):
-        tokenizer.encode("é")
     assert tokenizer.encode("\ud800a".replace("\ud800", "")) == tokenizer.encode("a")

@@ -9,18 +9,31 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import islice
+from sys import maxsize
 from typing import Any
-from unicodedata import normalize
 
-from hearthd.cyext.bpe import MissingByte, Vocabulary
+from hearthd.cyext.bpe import Vocabulary
+from hearthd.cyext.names import Names
+from hearthd.cyext.sentence import SentenceVocabulary
 
-from .merges import NEVER, merge
+from .composition import composed
 from .pretokenizers import KNOWN, PreTokenizer
+from .vocabulary import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Declared,
+    TokenizerError,
+    check,
+)
 
-# Values of tokenizer.ggml.token_type (gguf's TokenType).
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+__all__ = ["Detokenizer", "TextTooLong", "Tokenizer", "TokenizerError", "check"]
 
 # Names that end an answer whatever the metadata says; the list follows llama.cpp's llama-vocab.cpp.
 _END_NAMES = frozenset(
@@ -45,12 +58,15 @@ _SHOWN_NAMES = frozenset(
 )
 
 _BYTE_NAME = re.compile("<0x([0-9A-Fa-f]{2})>")  # how SentencePiece spells a byte
-_CACHED_WORDS = 1 << 16
-_CACHED_LENGTH = 48
+
+_PIECE = 1 << 14  # characters, words or tokens that one uninterruptible call handles: some milliseconds of the GIL
 
 
-class TokenizerError(ValueError):
-    """Metadata that makes no tokenizer, a token id outside the vocabulary, or text that it cannot express."""
+class TextTooLong(TokenizerError):
+    """Text of more tokens than the caller has room for: that much is certain, how many there are is not known.
+
+    Also text of which more than eight million bytes would have to be merged as one word, whatever the room.
+    """
 
 
 class Detokenizer:
@@ -80,63 +96,63 @@ class Detokenizer:
 class Tokenizer:
     """One model's tokenizer. Made by `from_metadata`; safe to share between threads after `prepare`."""
 
-    def __init__(self, metadata: Mapping[str, Any], *, add_bos: bool) -> None:
-        self._tokens = _array(metadata, "tokens", 0)
+    def __init__(self, declared: Declared, *, add_bos: bool) -> None:
+        self._declared = declared
+        self._tokens = declared.tokens
         self.n_vocab = len(self._tokens)
-        self._types = _array(metadata, "token_type", self.n_vocab) if "tokenizer.ggml.token_type" in metadata else None
-        self._ids = {
-            role: self._special_id(metadata, role) for role in ("bos", "eos", "eot", "eom", "unknown", "padding")
-        }
+        self._ids = declared.ids
         self.bos: int | None = self._ids["bos"]
         self.eos: int | None = self._ids["eos"]
-        self.add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)) and self.bos is not None
+        self.add_bos = (add_bos if declared.add_bos is None else declared.add_bos) and self.bos is not None
         self._end_names = _END_NAMES
         self._pieces: dict[int, bytes] = {}
-        self.warnings: tuple[str, ...] = ()  # what a user should be told about this tokenizer
+        self.warnings: tuple[str, ...] = ()  # what a user should be told about this tokenizer; all after `prepare`
 
     @staticmethod
     def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
         """Make the tokenizer that `tokenizer.ggml.model` and `tokenizer.ggml.pre` name.
 
-        Arrays may be lists or objects with `tolist()`; they are read when first needed. Raises TokenizerError.
+        Arrays may be lists or objects with `tolist()`; strings are read when first needed. Raises TokenizerError.
         """
-        model = metadata.get("tokenizer.ggml.model")
-        if model == "gpt2":
-            return ByteLevelBPE(metadata)
-        if model == "llama":
-            return SentencePiece(metadata)
-        raise TokenizerError(f"tokenizer.ggml.model is {model!r}; known: gpt2 (byte-level BPE), llama (SentencePiece)")
+        declared = Declared.read(metadata)
+        return ByteLevelBPE(declared) if declared.model == "gpt2" else SentencePiece(declared)
 
     # --- text to ids
 
-    def encode(self, text: str, special: bool = True, bos: bool | None = None) -> list[int]:
-        """The token ids of `text`. A lone surrogate counts as U+FFFD.
+    def encode(
+        self, text: str, special: bool = True, bos: bool | None = None, limit: int | None = None
+    ) -> list[int]:
+        """The token ids of `text`. A lone surrogate counts as U+FFFD; a byte that no token spells is left out.
 
         `special`: names of control tokens in the text become these tokens (user-defined tokens always do).
         `bos`: True puts the BOS token in front, False does not; None does what the metadata says, but never doubles one
         with which the text itself begins.
+        `limit`: TextTooLong is raised as soon as it is certain that there are more ids than that.
         """
-        text = _without_surrogates(text)
+        if bos and self.bos is None:
+            raise TokenizerError("this model has no BOS token")
+        most = maxsize if limit is None else limit
         ids: list[int] = []
-        pattern = self._special_pattern if special else self._user_pattern
-        end = 0
-        if pattern is not None:
-            for match in pattern.finditer(text):
-                if match.start() > end:
-                    self._encode_text(text[end : match.start()], ids)
-                ids.append(self._special_ids[match.group()])
-                end = match.end()
-        if end < len(text):
-            self._encode_text(text[end:], ids)
-        if bos is None:
-            bos = self.add_bos and ids[:1] != [self.bos]
-        if bos:
-            if self.bos is None:
-                raise TokenizerError("this model has no BOS token")
-            ids.insert(0, self.bos)
+        raw = _utf8(text)
+        names = self._special_names if special else self._user_names
+        end, whole = 0, True
+        while whole and (found := names.find(raw, end)) is not None:
+            if found[0] > end:
+                whole = self._encode_text(raw[end : found[0]].decode(), ids, most - len(ids))
+            ids.append(found[2])
+            whole = whole and len(ids) <= most
+            end = found[1]
+        if whole and end < len(raw):
+            whole = self._encode_text(raw[end:].decode() if end else raw.decode(), ids, most - len(ids))
+        if bos or (bos is None and self.add_bos and ids[:1] != [self.bos]):
+            ids[:0] = [] if self.bos is None else [self.bos]
+        if not whole or len(ids) > most:
+            more = f"more than {limit} tokens" if limit is not None else "a word of millions of letters"
+            raise TextTooLong(f"the text has {more}")
         return ids
 
-    def _encode_text(self, text: str, ids: list[int]) -> None:
+    def _encode_text(self, text: str, ids: list[int], limit: int) -> bool:
+        """Append the ids of text without special tokens; False as soon as they are known to be more than `limit`."""
         raise TypeError("made by Tokenizer.from_metadata")
 
     # --- ids to text
@@ -144,7 +160,10 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], special: bool = True) -> str:
         """The text of `ids`, U+FFFD for what is not UTF-8. `special`: show control tokens by their names."""
         hidden = frozenset() if special else self.hidden
-        return b"".join(self.piece(token) for token in ids if token not in hidden).decode("utf-8", "replace")
+        return _text(self._shown(ids, hidden))
+
+    def _shown(self, ids: Iterable[int], hidden: frozenset[int]) -> Iterator[bytes]:
+        return (self.piece(token) for token in ids if token not in hidden)
 
     def stream(self, special: bool = False) -> Detokenizer:
         """A detokenizer for ids that come one by one; control tokens are left out unless `special`."""
@@ -175,13 +194,13 @@ class Tokenizer:
     def prepare(self) -> None:
         """Make every table now (in a worker thread, say) instead of at the first request."""
         self.encode("prepare 1", bos=False)
-        _ = self.end_of_generation, self.hidden
+        _ = self.end_of_generation, self.hidden, self._user_names
 
     @cached_property
     def types(self) -> list[int]:
-        if self._types is None:
+        if self._declared.types is None:
             return [NORMAL] * self.n_vocab
-        types = _as_list(self._types)
+        types = [kind or NORMAL for kind in _as_list(self._declared.types)]
         # Some converters forget the type of an end token; as a normal token a chat would never end.
         for name in self._end_names:
             token = self.find(name)
@@ -206,7 +225,7 @@ class Tokenizer:
     def end_of_generation(self) -> frozenset[int]:
         """Tokens that end an answer: those that the metadata names, and the usual ones by name."""
         named = {name: token for name in self._end_names if (token := self.find(name)) is not None}
-        if self._types is not None:
+        if self._declared.types is not None:
             named = {name: token for name, token in named.items() if self.types[token] != NORMAL}
         if {"<|return|>", "<|call|>"} <= named.keys() or {"<|calls|>", "<|flush|>"} <= named.keys():
             named.pop("<|end|>", None)  # there it ends a message, not the turn
@@ -221,51 +240,55 @@ class Tokenizer:
         return special
 
     @cached_property
-    def _special_pattern(self) -> re.Pattern[str] | None:
-        return _any_of(self._special_ids)
+    def _special_names(self) -> Names:
+        return Names([(_utf8(name), token) for name, token in self._special_ids.items()])
 
     @cached_property
-    def _user_pattern(self) -> re.Pattern[str] | None:
-        return _any_of(text for text, token in self._special_ids.items() if self.types[token] == USER_DEFINED)
-
-    def _special_id(self, metadata: Mapping[str, Any], role: str) -> int | None:
-        token = metadata.get(f"tokenizer.ggml.{role}_token_id")
-        # 0xFFFFFFFF is how some files say that there is none.
-        return token if isinstance(token, int) and 0 <= token < self.n_vocab else None
+    def _user_names(self) -> Names:
+        chosen = (entry for entry in self._special_ids.items() if self.types[entry[1]] == USER_DEFINED)
+        return Names([(_utf8(name), token) for name, token in chosen])
 
 
 class ByteLevelBPE(Tokenizer):
     """tokenizer.ggml.model = gpt2: words, then bytes as printable characters, then merges by rank."""
 
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        name = metadata.get("tokenizer.ggml.pre")
-        if name is not None and name not in KNOWN:
-            raise TokenizerError(
-                f"unknown pre-tokenizer tokenizer.ggml.pre = {name!r}; known: {', '.join(sorted(KNOWN))}"
-            )
+    def __init__(self, declared: Declared) -> None:
+        name = declared.pre
         self.pre: PreTokenizer = KNOWN[name or "default"]
-        super().__init__(metadata, add_bos=self.pre.add_bos)
+        super().__init__(declared, add_bos=self.pre.add_bos)
         if name is None:
             self.warnings = ("no tokenizer.ggml.pre in the metadata: text is cut by a default, answers may be worse",)
         if name in ("glm4", "glm5", "chatglm-bpe"):
             self._end_names = _END_NAMES | _END_NAMES_GLM
-        self._merges = _array(metadata, "merges", 0)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
-        return Vocabulary(_as_bytes(self._tokens), _as_bytes(self._merges))
+        return Vocabulary(_as_bytes(self._tokens), _as_bytes(self._declared.merges))
+
+    def prepare(self) -> None:
+        super().prepare()
+        merges = len(self._declared.merges)
+        if self._vocabulary.skipped * 2 > merges:
+            text = f"{self._vocabulary.skipped} of {merges} in tokenizer.ggml.merges join no tokens: prompts get long"
+            self.warnings += (text,)
 
     def find(self, text: str) -> int | None:
         return self._vocabulary.find(text)
 
-    def _encode_text(self, text: str, ids: list[int]) -> None:
+    def _encode_text(self, text: str, ids: list[int], limit: int) -> bool:
         if self.pre.composed:
-            text = normalize("NFC", text)
+            text = composed(text)
+        if limit < maxsize and len(text) // self._vocabulary.reach > limit:
+            return False
         words = self.pre.split()(text)
-        try:
-            ids += self._vocabulary.encode(words, self.pre.ignore_merges, self._ids["unknown"])
-        except MissingByte as error:
-            raise TokenizerError(f"the vocabulary has no token for byte {error.byte:#04x} of the text") from None
+        room = limit
+        for batch in _batches(words):
+            found = self._vocabulary.encode(batch, self.pre.ignore_merges, room)
+            if found is None:
+                return False
+            ids += found
+            room -= len(found)
+        return True
 
     def _make_piece(self, text: str, kind: int) -> bytes:
         if kind in (NORMAL, BYTE):
@@ -284,11 +307,9 @@ class SentencePiece(Tokenizer):
     llama.cpp's llama-vocab.cpp.
     """
 
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        super().__init__(metadata, add_bos=True)
-        self._scores = _array(metadata, "scores", self.n_vocab)
-        self._space_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
-        self._words: dict[str, tuple[int, ...]] = {}
+    def __init__(self, declared: Declared) -> None:
+        super().__init__(declared, add_bos=True)
+        self._space_prefix = declared.space_prefix
 
     @cached_property
     def _known(self) -> dict[str, int]:
@@ -298,51 +319,31 @@ class SentencePiece(Tokenizer):
         return self._known.get(text)
 
     @cached_property
-    def _costs(self) -> dict[str, float]:
+    def _vocabulary(self) -> SentenceVocabulary:
         kinds = (NORMAL, USER_DEFINED)  # text never turns into the others by merging
-        entries = zip(_as_list(self._tokens), self.types, _as_list(self._scores), strict=False)
-        return {text: -score for text, kind, score in entries if kind in kinds}
+        entries = zip(_as_bytes(self._tokens), self.types, _as_list(self._declared.scores), strict=True)
+        tokens = [(text, token, score) for token, (text, kind, score) in enumerate(entries) if kind in kinds]
+        spelled = {byte: token for byte in range(256) if (token := self.find(f"<0x{byte:02X}>")) is not None}
+        return SentenceVocabulary(tokens, spelled, self._ids["unknown"])
 
-    def _cost(self, left: str, right: str) -> float:
-        return self._costs.get(left + right, NEVER)
-
-    @cached_property
-    def _cut(self) -> re.Pattern[str] | None:
-        """Cuts text before each run of spaces, if no token reaches over such a place: then merges cannot either."""
-        inside = re.compile("[^▁]▁")
-        return None if any(map(inside.search, self._costs)) else re.compile("▁*[^▁]+|▁+")
-
-    def _encode_text(self, text: str, ids: list[int]) -> None:
+    def _encode_text(self, text: str, ids: list[int], limit: int) -> bool:
         text = text.replace(" ", "▁")
         if self._space_prefix:  # a piece of text always stands at the start or after a special token
             text = "▁" + text
-        for word in self._cut.findall(text) if self._cut is not None else [text]:
-            found = self._words.get(word)
-            if found is None:
-                found = self._encode_word(word)
-                if len(word) <= _CACHED_LENGTH:
-                    if len(self._words) >= _CACHED_WORDS:
-                        self._words.clear()
-                    self._words[word] = found
-            ids += found
-
-    def _encode_word(self, word: str) -> tuple[int, ...]:
-        ids: list[int] = []
-        for symbol in merge(list(word), self._cost):
-            if symbol in self._costs:
-                ids.append(self._known[symbol])
-                continue
-            for byte in symbol.encode():
-                token = self._known.get(f"<0x{byte:02X}>", self._ids["unknown"])
-                if token is None:
-                    raise TokenizerError(f"the vocabulary has no token for {symbol!r}")
-                ids.append(token)
-        return tuple(ids)
+        found = self._vocabulary.encode(text.encode(), limit)
+        if found is None:
+            return False
+        numbers = memoryview(found).cast("i")
+        for start in range(0, len(numbers), _PIECE):
+            ids += numbers[start : start + _PIECE].tolist()
+        return True
 
     def decode(self, ids: Iterable[int], special: bool = True) -> str:
         hidden = frozenset() if special else self.hidden
+        return _text(self._without_prefixes(ids, hidden))
+
+    def _without_prefixes(self, ids: Iterable[int], hidden: frozenset[int]) -> Iterator[bytes]:
         prefix = self._space_prefix
-        parts = []
         for token in ids:
             piece = self.piece(token)
             named = self.types[token] in (CONTROL, USER_DEFINED)
@@ -350,23 +351,12 @@ class SentencePiece(Tokenizer):
                 piece = piece[1:]
             prefix = self._space_prefix and named
             if token not in hidden:
-                parts.append(piece)
-        return b"".join(parts).decode("utf-8", "replace")
+                yield piece
 
     def _make_piece(self, text: str, kind: int) -> bytes:
         if kind == BYTE and (match := _BYTE_NAME.fullmatch(text)):
             return bytes.fromhex(match[1])
         return (text.replace("▁", " ") if kind == NORMAL else text).encode()
-
-
-def _array(metadata: Mapping[str, Any], name: str, least: int) -> Any:
-    """An array of the metadata with at least so many elements."""
-    array: Any = metadata.get(f"tokenizer.ggml.{name}")
-    if not hasattr(array, "__len__") or isinstance(array, str | bytes):
-        raise TokenizerError(f"the metadata holds no array tokenizer.ggml.{name}")
-    if len(array) < least:
-        raise TokenizerError(f"tokenizer.ggml.{name} has {len(array)} elements for {least} tokens")
-    return array
 
 
 def _as_list(array: Any) -> list[Any]:
@@ -375,21 +365,37 @@ def _as_list(array: Any) -> list[Any]:
 
 def _as_bytes(array: Any) -> list[bytes]:
     """Strings as the file has them, from an array that can tell, else encoded."""
-    return array.bytes() if hasattr(array, "bytes") else [text.encode() for text in _as_list(array)]
+    return array.bytes() if hasattr(array, "bytes") else [_utf8(text) for text in _as_list(array)]
 
 
-def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
-    """Matches any of `texts`, of several that begin at one place the longest."""
-    ordered: Sequence[str] = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
-
-
-def _without_surrogates(text: str) -> str:
+def _utf8(text: str) -> bytes:
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+        return text.encode()
+    except UnicodeEncodeError:  # lone surrogates
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def _text(pieces: Iterator[bytes]) -> str:
+    """The text of bytes, a part at a time: others have a turn between the parts."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    parts = []
+    while batch := list(islice(pieces, _PIECE)):
+        parts.append(decoder.decode(b"".join(batch)))
+    return "".join(parts) + decoder.decode(b"", final=True)
+
+
+def _batches(words: Iterable[str]) -> Iterator[list[str]]:
+    """Words together, so many that others need not wait long."""
+    batch: list[str] = []
+    size = 0
+    for word in words:
+        batch.append(word)
+        size += len(word)
+        if size >= _PIECE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _spelled_bytes() -> dict[str, int]:
