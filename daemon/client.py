@@ -218,11 +218,20 @@ class Client(_Requests):
             )
         )
 
-    def chat(self, messages: list[dict[str, Any]], *, max_tokens: int = 256, **fields: Any) -> Stream:
-        """Answer a conversation of `{"role": ..., "content": ...}` through the model's template."""
+    def chat(
+        self, messages: list[dict[str, Any]], *, max_tokens: int = 256, continue_last: bool = False, **fields: Any
+    ) -> Stream:
+        """Answer a conversation of `{"role": ..., "content": ...}` through the model's template.
+
+        `continue_last`: the last message is the assistant's, and the answer goes on where it ends. `fields`: those of
+        `protocol.Sampling` and of `protocol.Chat`. `done.warnings` says what the template left out.
+        """
         names = set(protocol.Sampling.__struct_fields__)
         sampling = _sampling({name: fields.pop(name) for name in list(fields) if name in names})
-        return self.stream(protocol.Chat(messages=messages, max_tokens=max_tokens, sampling=sampling, **fields))
+        request = protocol.Chat(
+            messages=messages, max_tokens=max_tokens, continue_last=continue_last, sampling=sampling, **fields
+        )
+        return self.stream(request)
 
     def score(
         self, tokens: list[int] | None = None, *, text: str = "", logits: bool = False

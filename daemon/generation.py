@@ -153,6 +153,7 @@ class GenerateJob(Job):
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
+        self.warnings: list[protocol.Warning_] = []
         if last := request.sampling.repeat_last:
             for token in self.prompt[-last if last > 0 else 0 :].tolist():
                 sampler.accept(token)
@@ -223,6 +224,7 @@ class GenerateJob(Job):
             text="".join(self._text),
             tokens=self._tokens,
             logprobs=self._logprobs,
+            warnings=self.warnings,
             timings=self.timings(),
         )
         return done, None

@@ -21,9 +21,11 @@ from .telemetry import Telemetry
 
 if TYPE_CHECKING:
     from .config import Config
+    from .model.template import Prompt
 
 THREADS = 2  # for tokenizing and the like
 LONG_TEXT = 4096  # characters that may be tokenized on the event loop's thread
+COUNTED_CONTEXTS = 4  # tokens of a prompt that is too long are counted up to so many contexts, and no further
 LOGITS_LIMIT = 512 << 20  # bytes of the logits frame
 STOPS_LIMIT = 64
 
@@ -80,7 +82,7 @@ class Operations:
             if request.tokens is not None:
                 tokens = self._checked(request.tokens, "tokens")
             else:
-                tokens = await self._encode(request.prompt)
+                tokens = await self._encode(request.prompt, field="prompt")
             self._start_generation(arrival, tokens, "tokens" if request.tokens is not None else "prompt")
 
     async def chat(self, call: Call) -> None:
@@ -91,15 +93,19 @@ class Operations:
             raise Refused("bad-field", "messages: there are none", "messages")
         with self._queued(call) as arrival:
             await self._hearth.prepared()
-            text = await self._render(request)
-            self._start_generation(arrival, await self._encode(text, bos=False), "messages")
+            prompt = await self._render(request)
+            tokens = await self._encode(prompt.text, bos=False, field="messages")
+            self._start_generation(arrival, tokens, "messages", prompt.warnings)
 
     async def score(self, call: Call) -> None:
         request: protocol.Score = call.request
         self._check_open()
         with self._queued(call) as arrival:
             await self._hearth.prepared()
-            tokens = self._checked(request.tokens, "tokens") if request.tokens else await self._encode(request.text)
+            if request.tokens:
+                tokens = self._checked(request.tokens, "tokens")
+            else:
+                tokens = await self._encode(request.text, field="text")
             if not tokens:
                 raise Refused("bad-field", "text: empty, there is nothing to score", "text")
             self._check_length(tokens, "tokens" if request.tokens else "text")
@@ -143,24 +149,28 @@ class Operations:
         finally:
             self._scheduler.withdraw(arrival)
 
-    async def _render(self, request: protocol.Chat) -> str:
+    async def _render(self, request: protocol.Chat) -> Prompt:
+        from .model.conversation import Unfit
+
         template = self._hearth.template
         if template is None:
             raise Refused("no-template", "the model's metadata has no chat template: use generate")
 
-        def render() -> str:
-            return str(
-                template.render(
-                    request.messages, tools=request.tools, add_generation_prompt=True, **request.template_arguments
-                )
+        def render() -> Prompt:
+            return template.prompt(
+                request.messages, request.tools, request.template_arguments, continue_last=request.continue_last
             )
 
         try:
             return await trio.to_thread.run_sync(render, limiter=self._threads)
+        except Unfit as error:
+            raise Refused("bad-field", f"{error.field}: {error}", error.field) from None
         except Exception as error:  # a template is the model's program: whatever it raises is the answer
             raise Refused("template", f"the chat template refused the messages: {error}", "messages") from None
 
-    def _start_generation(self, arrival: Arrival, tokens: list[int], field: str) -> None:
+    def _start_generation(
+        self, arrival: Arrival, tokens: list[int], field: str, warnings: Sequence[tuple[str, str]] = ()
+    ) -> None:
         request = arrival.call.request
         if not tokens:
             bos = self._hearth.tokenizer.bos
@@ -176,6 +186,7 @@ class Operations:
         job = GenerateJob(
             request, name=arrival.name, peer=arrival.peer, tokens=tokens, tokenizer=tokenizer, sampler=sampler
         )
+        job.warnings = [protocol.Warning_(code=code, message=message) for code, message in warnings]
         self._submit(job, arrival)
 
     def _submit(self, job: Job, arrival: Arrival) -> None:
@@ -209,13 +220,22 @@ class Operations:
                 raise Refused("bad-field", message, f"{field}[{place}]")
         return tokens
 
-    async def _encode(self, text: str, *, special: bool = True, bos: bool | None = None) -> list[int]:
+    async def _encode(
+        self, text: str, *, special: bool = True, bos: bool | None = None, field: str = ""
+    ) -> list[int]:
+        """Token ids; of a prompt (`field` names it) that is far beyond the context no more than need be."""
+        from .model.tokenizer import TextTooLong
+
+        context = self._hearth.engine.context
+        options = {"special": special, "bos": bos, "limit": COUNTED_CONTEXTS * context if field else None}
         encode = self._hearth.tokenizer.encode
-        if len(text) <= LONG_TEXT:
-            return list(encode(text, special=special, bos=bos))
-        return list(
-            await trio.to_thread.run_sync(lambda: encode(text, special=special, bos=bos), limiter=self._threads)
-        )
+        try:
+            if len(text) <= LONG_TEXT:
+                return list(encode(text, **options))
+            return list(await trio.to_thread.run_sync(lambda: encode(text, **options), limiter=self._threads))
+        except TextTooLong as error:
+            message = str(error).replace("the text", "the prompt") + f", the context holds {context}" * bool(field)
+            raise Refused("too-long", message, field or "text") from None
 
     # -- state of the daemon -----------------------------------------------------------------------------------------
 

@@ -65,6 +65,7 @@ class Chat(Request, tag="chat", kw_only=True, omit_defaults=True):
     messages: list[dict[str, Any]] = []
     tools: list[dict[str, Any]] | None = None
     template_arguments: dict[str, Any] = {}
+    continue_last: bool = False  # the last message, an assistant's, is the beginning of the answer
     max_tokens: int = 256
     sampling: Sampling = msgspec.field(default_factory=Sampling)
     stop: list[str] = []
@@ -187,6 +188,7 @@ class Done(Reply, tag="done", kw_only=True, omit_defaults=True):
     text: str = ""
     tokens: list[int] = []
     logprobs: list[float] = []
+    warnings: list[Warning_] = []  # of chat: what of the request did not reach the model
     timings: Timings = msgspec.field(default_factory=Timings)
 
 

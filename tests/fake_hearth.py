@@ -12,6 +12,7 @@ import numpy as np
 import trio
 from hearthd.daemon import protocol
 from hearthd.daemon.config import Config
+from hearthd.daemon.model.template import Prompt
 
 VOCABULARY = 256
 
@@ -97,7 +98,7 @@ class Tokenizer:
     end_of_generation = frozenset({0})
     n_vocab = VOCABULARY
 
-    def encode(self, text: str, special: bool = True, bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, special: bool = True, bos: bool | None = None, limit: int | None = None) -> list[int]:
         return [ord(character) % VOCABULARY for character in text]
 
     def decode(self, ids: list[int]) -> str:
@@ -130,8 +131,8 @@ class Sampler:
 
 
 class Template:
-    def render(self, messages: list[dict[str, Any]], **_: Any) -> str:
-        return "".join(message["content"] for message in messages)
+    def prompt(self, messages: list[dict[str, Any]], *_: Any, **__: Any) -> Prompt:
+        return Prompt("".join(message["content"] for message in messages))
 
 
 class Hearth:

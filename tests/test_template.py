@@ -3,6 +3,8 @@
 from datetime import datetime
 
 import pytest
+from hearthd.daemon.model import sandbox
+from hearthd.daemon.model.conversation import Unfit
 from hearthd.daemon.model.template import ChatTemplate, TemplateError
 from hearthd.daemon.model.tokenizer import Tokenizer
 
@@ -141,6 +143,171 @@ def test_content_as_text_and_as_a_list_of_texts(shown, text):
     assert template.render([{"role": "user", "content": parts}]) == text
 
 
+@pytest.mark.parametrize("content", [{"content": None}, {}, {"content": []}, {"content": ""}])
+@pytest.mark.parametrize(
+    "shown", ["m.content", "m['content'] | trim", "m.content + ''", "'' if m.content is none else m.content"]
+)
+def test_no_content_is_empty_text(content, shown):
+    template = ChatTemplate("{% for m in messages %}{{ m.role }}:{{ SHOWN }};{% endfor %}".replace("SHOWN", shown))
+    assert template.render([{"role": "assistant", **content}, {"role": "user"}]) == "assistant:;user:;"
+
+
+TEXTS = "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ PART }}{% endfor %}{% endif %}"
+
+
+def parts_of(part):
+    return ChatTemplate("{% for m in messages %}" + TEXTS.replace("PART", part) + "{% endfor %}")
+
+
+PICTURE = {"role": "user", "content": [{"type": "text", "text": "see "}, {"type": "image", "image": "data:AAAA"}]}
+NOTE = {"role": "user", "content": [{"type": "text", "text": "see "}, {"type": "note", "note": "this"}]}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{{ m.content + '' }}{% endfor %}",  # refuses a list
+        "{% for m in messages %}{{ m.content }}{% endfor %}",  # prints it
+        "{% for m in messages %}{{ m.content | tojson }}{% endfor %}",
+        "{% for m in messages %}{{ m.content if m.content is string else '' }}{% endfor %}",  # drops it
+        "{% for m in messages %}" + TEXTS.replace("PART", "p.text") + "{% endfor %}",
+    ],
+)
+@pytest.mark.parametrize("message", [PICTURE, NOTE], ids=["image", "note"])
+def test_a_part_that_the_template_does_not_take_is_refused(source, message):
+    with pytest.raises(Unfit, match=message["content"][1]["type"]) as refused:
+        ChatTemplate(source).prompt([USER, message])
+    assert refused.value.field == "messages[1].content[1]"
+
+
+def test_a_part_that_the_template_takes():
+    assert parts_of("p.text or p.note").prompt([NOTE]) == ("see this", ())
+    prompt = parts_of("p.text or '<picture>'").prompt([PICTURE])
+    assert prompt.text == "see <picture>"
+    assert [code for code, _ in prompt.warnings] == ["parts-unread"]
+    assert "messages[0].content[1]" in prompt.warnings[0][1]
+
+
+def test_texts_are_joined_where_a_template_drops_lists():
+    drops = ChatTemplate("{% for m in messages %}{{ m.content if m.content is string else '' }}{% endfor %}")
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    assert drops.render([{"role": "user", "content": parts}]) == "one two"
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"content": "hi"}, ".role"),
+        ({"role": 5, "content": "hi"}, ".role"),
+        ({"role": "user", "content": 5}, ".content"),
+        ({"role": "user", "content": {"text": "hi"}}, ".content"),
+        ({"role": "user", "content": ["hi"]}, ".content[0]"),
+        ({"role": "user", "content": [{"text": "hi"}]}, ".content[0]"),
+        ({"role": "user", "content": [{"type": "text", "text": None}]}, ".content[0].text"),
+        ("hi", ""),
+    ],
+)
+def test_messages_that_are_none(message, field):
+    with pytest.raises(Unfit) as refused:
+        ChatTemplate("x").prompt([USER, message])
+    assert refused.value.field == "messages[1]" + field
+
+
+@pytest.mark.parametrize(
+    "name", ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "raise_exception", "self", "loop"]
+)
+def test_names_that_are_the_templates_own(name):
+    with pytest.raises(Unfit) as refused:
+        ChatTemplate("x").prompt([USER], arguments={name: 1})
+    assert refused.value.field == f"template_arguments.{name}"
+    assert ChatTemplate("{{ deep }}").prompt([USER], arguments={"deep": 1}).text == "1"
+
+
+def test_tools_that_the_template_drops_are_told():
+    assert [code for code, _ in ChatTemplate("x").prompt([USER], [TOOL]).warnings] == ["tools-dropped"]
+    assert ChatTemplate("{{ tools | tojson }}").prompt([USER], [TOOL]).warnings == ()
+    only = ChatTemplate("{% for t in tools %}{{ t.function.name }}{% endfor %}")  # refuses to do without
+    assert only.prompt([USER], [TOOL]) == ("add", ())
+
+
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ SHOWN }}</>{% endfor %}"
+TURNS += "{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+@pytest.mark.parametrize("shown", ["m.content", "m.content | trim", "m.content.split('</think>')[-1]"])
+@pytest.mark.parametrize("content", ["According to ", [{"type": "text", "text": t} for t in ("According ", "to ")]])
+def test_the_last_message_is_continued(shown, content):
+    begun = {"role": "assistant", "content": content}
+    template = ChatTemplate(TURNS.replace("SHOWN", shown))
+    text = template.prompt([{"role": "user", "content": "Why?"}, begun], continue_last=True).text
+    assert text == "<user>Why?</><assistant>According to "
+    assert template.prompt([begun]).text.endswith("</><assistant>")
+
+
+@pytest.mark.parametrize(
+    ("message", "shown", "field"),
+    [
+        (USER, "m.content", ".role"),
+        (CALL, "m.content", ".tool_calls"),
+        (PICTURE | {"role": "assistant"}, "m.content", ".content[1]"),
+        ({"role": "assistant", "content": "a"}, "''", ""),
+        ({"role": "assistant", "content": "a"}, "m.content ~ m.content", ""),
+        ({"role": "assistant", "content": "a"}, "m.content | upper", ""),
+    ],
+)
+def test_a_message_that_cannot_be_continued(message, shown, field):
+    with pytest.raises(Unfit, match="continued") as refused:
+        ChatTemplate(TURNS.replace("SHOWN", shown)).prompt([USER, message], continue_last=True)
+    assert refused.value.field == "messages[1]" + field
+
+
+def test_published_templates_go_on_where_the_answer_began(models_dir):
+    paths = sorted((models_dir / "templates").glob("*.jinja"))
+    begun = {"role": "assistant", "content": "According to the sea "}
+    refused = set()
+    for path in paths:
+        template = ChatTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>")
+        try:
+            text = template.prompt([{"role": "user", "content": "Why?"}, begun], continue_last=True).text
+        except TemplateError:  # made for tools only: they want them, or an argument
+            refused.add(path.name.partition("-")[0])
+            continue
+        assert text.endswith("According to the sea "), path.name
+    assert refused <= {"CohereForAI", "NousResearch", "fireworks"}
+
+
+NESTED = "{% set ns = namespace(a=['x']) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}"
+DOUBLED = "{% set ns = namespace(s='aa') %}{% for i in range(60) %}{% set ns.s = SHOWN %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{{ 'a' * 10 ** 10 }}",
+        "{{ [1] * 10 ** 10 }}",
+        *(
+            DOUBLED.replace("SHOWN", shown)
+            for shown in ("ns.s + ns.s", "ns.s ~ ns.s", "ns.s.replace('a', 'aa')", "ns.s | replace('a', 'aa')")
+        ),
+        *(NESTED + shown for shown in ("{{ ns.a }}", "{{ ns.a | tojson }}", "{{ ns.a ~ '' }}", "{{ ns.a | string }}")),
+        *(NESTED + shown for shown in ("{{ '%s' % [ns.a] }}", "{{ '{}'.format(ns.a) }}")),
+        "{{ 'x' | center(10 ** 10) }}",
+        "{{ 'x'.center(10 ** 10) }}",
+        "{{ '%10000000000d' % 3 }}",
+        "{{ '%10000000000d' | format(3) }}",
+        "{{ '{:10000000000}'.format(3) }}",
+        "{{ range(99999) | map('string') | join('x' * 4000) }}",
+        "{{ 'a'.join(['b' * 9999] * 9999) }}",
+    ],
+)
+def test_a_template_has_a_budget(source, monkeypatch):
+    monkeypatch.setattr(sandbox, "SECONDS", 0.05)
+    with pytest.raises(TemplateError, match=r"it takes more than|it makes a|too wide|center by"):
+        ChatTemplate(source).render([USER])
+
+
 def test_reasoning_by_any_name():
     template = ChatTemplate("{% for m in messages %}{{ m.reasoning_content }}/{{ m.thinking }};{% endfor %}")
     thoughts = [{"role": "assistant", name: "hm"} for name in ("reasoning_content", "thinking", "reasoning")]
@@ -181,6 +348,10 @@ def test_from_metadata():
     fallback = ChatTemplate.from_metadata(metadata, tokenizer)
     assert fallback.warning is not None and "ChatML" in fallback.warning
     assert fallback.render([USER]) == f"<|im_start|>user\n{USER['content']}<|im_end|>\n<|im_start|>assistant\n"
+
+    for key in ("tokenizer.chat_template", "tokenizer.chat_template.tool_use"):
+        with pytest.raises(TemplateError, match=rf"{key} is no text"):
+            ChatTemplate.from_metadata(metadata | named | {key: ["x"]}, tokenizer)
 
     metadata["tokenizer.ggml.tokens"] = ["a", "<s>", "b", "c"]
     with pytest.raises(TemplateError, match="no chat template"):

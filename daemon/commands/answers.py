@@ -37,6 +37,7 @@ def register(add: Add) -> None:
     chat = add("chat", "talk through the model's chat template; interactive on a terminal", run_chat, json=True)
     chat.add_argument("message", nargs="?", help="one message; - reads standard input")
     chat.add_argument("--system", help="a system message to begin with")
+    chat.add_argument("--begin", metavar="TEXT", help="what the first answer begins with; the model goes on from there")
     _generation(chat)
     score = add("score", "log-probabilities of given tokens", run_score, json=True)
     score.add_argument("text", nargs="?", help="text; - reads standard input")
@@ -89,12 +90,16 @@ def _play(stream: Any, given: argparse.Namespace) -> Any:
             "reason": done.reason,
             "timings": done.timings,
         }
+        if done.warnings:
+            data["warnings"] = done.warnings
         if given.logprobs:
             data["logprobs"] = done.logprobs
             data["alternatives"] = [event.alternatives for event in events]
         print_json(data)
     else:
         print(done.text[shown:], flush=True)  # what only the end completed
+        for warning in done.warnings:
+            print(f"hearthctl: {warning.message}", file=sys.stderr)
         if done.reason not in ("stop", "length", "stop-string"):
             print(f"hearthctl: the answer ended: {done.reason}", file=sys.stderr)
     return done
@@ -121,20 +126,27 @@ def run_generate(given: argparse.Namespace) -> int:
 def run_chat(given: argparse.Namespace) -> int:
     messages: list[dict[str, Any]] = [{"role": "system", "content": utf8(given.system)}] if given.system else []
     fields = {"stop": [utf8(text) for text in given.stop], "ignore_eos": given.ignore_eos, **_sampling(given)}
+    begin = utf8(given.begin) if given.begin else ""
     interactive = given.message is None and sys.stdin.isatty() and not given.json
     with connect(given) as hearth:
 
-        def answer(text: str) -> Any:
+        def answer(text: str, begin: str = "") -> Any:
             messages.append({"role": "user", "content": utf8(text)})
-            done = _play(hearth.chat(messages, max_tokens=given.max_tokens, **fields), given)
-            messages.append({"role": "assistant", "content": done.text})
+            begun = [{"role": "assistant", "content": begin}] if begin else []
+            if begin and not given.json:
+                print(begin, end="", flush=True)
+            stream = hearth.chat(
+                messages + begun, max_tokens=given.max_tokens, continue_last=bool(begun), **fields
+            )
+            done = _play(stream, given)
+            messages.append({"role": "assistant", "content": begin + done.text})
             return done
 
         if not interactive:
             text = text_or_stdin(given.message)
             if not text:
                 raise CommandError("there is no message", 2)
-            return _code(answer(text))
+            return _code(answer(text, begin))
         print("Ctrl-D ends the conversation, Ctrl-C an answer.", file=sys.stderr)
         while True:
             try:
@@ -145,7 +157,8 @@ def run_chat(given: argparse.Namespace) -> int:
             if not text.strip():
                 continue
             try:
-                answer(text)
+                answer(text, begin)
+                begin = ""
             except KeyboardInterrupt:
                 messages.pop()
 
