@@ -95,8 +95,7 @@ class Hearth:
         from .model.vocabulary import TokenizerError, check
 
         try:
-            for warning in check(self.model.metadata, self.checked.hyper.n_vocab):
-                self._warn("tokenizer", warning)
+            check(self.model.metadata)
         except TokenizerError as error:
             raise ModelError(self.model.paths[0], f"tokenizer: {error}") from None
 

@@ -142,6 +142,36 @@ def test_tensors_that_no_kernel_can_read_are_refused(tmp_path: Path) -> None:
         assert refusal(path).tensor == norm
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("merges", None),
+        ("merges", [1, 2]),
+        ("model", "no_vocab"),
+        ("pre", "no-such"),
+        ("token_type", [1] * 100),
+        ("token_type", [1] * 4097),
+        ("tokens", [1, 2]),
+        ("eos_token_id", 4096),
+        ("bos_token_id", "0"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_made_is_refused_before_ready(tmp_path: Path, key: str, value: Any) -> None:
+    path = changed(PACKAGED, tmp_path / "m.gguf", {f"tokenizer.ggml.{key}": value})
+    assert f"tokenizer.ggml.{key}" in refusal(path).reason
+
+
+def test_a_chat_template_that_is_no_text_is_told(tmp_path: Path, start_daemon: Callable[..., Any]) -> None:
+    daemon = start_daemon(str(changed(PACKAGED, tmp_path / "m.gguf", {"tokenizer.chat_template": 7})))
+    with client.Client(daemon.endpoint, timeout=60) as hearth:
+        assert hearth.generate("Once", max_tokens=1).done.tokens
+        told = {warning.code: warning.message for warning in hearth.status().warnings}
+        assert "tokenizer.chat_template is no text" in told["chat-template"]
+        with pytest.raises(client.RequestError, match="no chat template") as refused:
+            hearth.chat([{"role": "user", "content": "hi"}]).done  # noqa: B018
+        assert refused.value.code == "no-template"
+
+
 def test_the_command_ends_with_65_before_it_says_ready(tmp_path: Path) -> None:
     path = changed(PACKAGED, tmp_path / "m.gguf", {"ARCH.block_count": 1})
     ended = subprocess.run(
