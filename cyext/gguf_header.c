@@ -198,15 +198,16 @@ static bool measure(cursor *c, hd_gguf_tensor *t, uint64_t at)
     return true;
 }
 
-static bool take_tensor(cursor *c, hd_gguf_tensor *t)
+static bool take_tensor(cursor *c, hd_gguf_tensor *t, uint64_t number)
 {
     uint64_t at = c->at;
     memset(t, 0, sizeof *t);
-    /* Until it has a name, an error names the tensor before it. */
+    /* Until it has a name, an error names the tensor before it, if there is one. */
     if (!take_text(c, &t->name, "the next tensor's name"))
         return false;
     if (t->name.length == 0 || t->name.length > MAX_NAME)
-        return fail(c, at, "the next tensor's name has %llu bytes", (unsigned long long)t->name.length);
+        return fail(c, at, "the name of tensor %llu has %llu bytes", (unsigned long long)number,
+                    (unsigned long long)t->name.length);
     c->error->where = t->name;
     at = c->at;
     if (!take32(c, &t->n_dims, "a tensor's dimensions"))
@@ -370,7 +371,7 @@ static bool parse(cursor *c, hd_gguf_header *h, uint64_t file_size)
         if (!table)
             return false;
         h->tensors = table;
-        if (!take_tensor(c, &h->tensors[i]))
+        if (!take_tensor(c, &h->tensors[i], i + 1))
             return false;
     }
     h->header_end = c->at;
