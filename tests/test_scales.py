@@ -110,16 +110,18 @@ def split(values):
 
 
 @pytest.mark.parametrize(
-    ("name", "values"),
+    ("file", "name", "values"),
     [
-        ("blk.0.attn_q.scale", np.ones(2, np.float32)),  # one is wanted
-        ("blk.0.attn_q.scale", np.ones(1, np.float16)),
-        ("blk.0.ffn_up_exps.scale", np.ones(1, np.float32)),  # one for each expert is wanted
-        ("blk.0.attn_norm.scale", np.ones(1, np.float32)),  # no product
+        ("tiny/moe-f16", "blk.0.attn_q.scale", np.ones(2, np.float32)),  # one is wanted
+        ("tiny/moe-f16", "blk.0.attn_q.scale", np.ones(1, np.float16)),
+        ("tiny/moe-f16", "blk.0.ffn_up_exps.scale", np.ones(1, np.float32)),  # one for each expert is wanted
+        ("tiny/moe-f16", "blk.0.attn_norm.scale", np.ones(1, np.float32)),  # no product
+        ("arch/qwen3", "output.scale", np.ones(1, np.float32)),  # the output is the embedding
+        ("arch/mixtral-oldsplit-q8_0", "blk.0.ffn_up.1.scale", np.ones(1, np.float32)),
     ],
 )
-def test_a_scale_that_cannot_be_meant_is_refused(models_dir, tmp_path, name, values):
-    path = rewritten(models_dir / "tiny" / "moe-f16.gguf", tmp_path / "model.gguf", tensors={name: values})
+def test_a_scale_that_cannot_be_meant_is_refused(models_dir, tmp_path, file, name, values):
+    path = rewritten(models_dir / f"{file}.gguf", tmp_path / "model.gguf", tensors={name: values})
     with pytest.raises(ModelError, match=name):
         architectures.check(open_model(path))
 

@@ -67,7 +67,7 @@ def scaling(keys: Keys) -> Scaling:
     if 0.0 < factor < (1.0 if kind == "yarn" else 1e-3):
         raise keys.bad(name, "positions are stretched, not shrunk")
     trained = keys.whole("context_length", 0)
-    original = keys.whole("rope.scaling.original_context_length", trained, least=1)
+    original = keys.whole("rope.scaling.original_context_length", 0) or trained
     if kind in ("yarn", "longrope") and not original:
         raise keys.bad("rope.scaling.original_context_length", "is missing")
     extrapolation = keys.real("rope.scaling.yarn_ext_factor", 1.0, least=-1.0, most=1.0)
