@@ -136,10 +136,16 @@ def test_values_that_angles_are_made_of_are_checked(tmp_path: Path, models_dir: 
 
 
 def test_tensors_that_no_kernel_can_read_are_refused(tmp_path: Path) -> None:
-    norm = "blk.0.attn_norm.weight"
-    for shape, kind in (((256,), 26), ((256,), 24), ((128,), 0), ((256, 0), 0)):  # 26: I32, 24: I8
-        path = changed(PACKAGED, tmp_path / "m.gguf", {}, shapes={norm: (shape, kind)})
-        assert refusal(path).tensor == norm
+    router, norm = "blk.0.ffn_gate_inp.weight", "blk.0.attn_norm.weight"
+    i8, i16 = 24, 25
+    for name, shape, kind in (
+        (router, (256, 16), i8),
+        (router, (256, 16), i16),
+        (norm, (128,), F32),
+        (norm, (256, 0), F32),
+    ):
+        error = refusal(changed(PACKAGED, tmp_path / "m.gguf", {}, shapes={name: (shape, kind)}))
+        assert error.tensor == name
 
 
 @pytest.mark.parametrize(
