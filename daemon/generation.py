@@ -15,7 +15,7 @@ import numpy as np
 import trio
 
 from . import protocol
-from .model.sampling import StopMatcher, check_finite, score
+from .model.sampling import StopMatcher, score
 
 SCORE_BYTES = 64 << 20  # logits of one scoring turn
 
@@ -249,8 +249,7 @@ class ScoreJob(Job):
         chunk = self.prompt[start : start + size]
         (logits,) = engine.step([(self.session, chunk, "all")])
         following = self.prompt[start + 1 : start + 1 + len(chunk)].tolist()
-        self._logprobs += score(logits[: len(following)], following)
-        check_finite(logits[len(following) :], "after the last token")
+        self._logprobs += score(logits, following)
         if self._keep:
             self._logits.append(np.array(logits, dtype="<f4", order="C"))
         self.prompt_done += len(chunk)

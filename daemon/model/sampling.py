@@ -199,22 +199,23 @@ def log_sum_exp(logits: NDArray[np.float32]) -> float:
     return highest + math.log(float(_weights(logits, highest).sum()))
 
 
-def check_finite(logits: NDArray[np.float32], where: str) -> None:
-    """Raises SamplingError when any of the logits is not finite; `where` ends its sentence."""
-    if logits.size and not (math.isfinite(logits.max()) and math.isfinite(logits.min())):
-        raise SamplingError(f"the model gave logits that are not finite {where}")
-
-
 def score(logits: NDArray[np.float32], tokens: Sequence[int]) -> list[float]:
-    """Log-probabilities of `tokens` [n] under logits [n, n_vocab], each in float64.
+    """Log-probabilities of `tokens` [n] under the first n of logits [n or more, n_vocab], each in float64.
 
-    Raises SamplingError when logits are not finite or a token lies outside the vocabulary.
+    Raises SamplingError when any logits are not finite or a token lies outside the vocabulary.
     """
+    if len(tokens) > len(logits):
+        raise ValueError(f"{len(tokens)} tokens for {len(logits)} rows of logits")
     scores = []
-    for row, token in zip(logits, tokens, strict=True):
+    for at, row in enumerate(logits):
+        where = f"where token {tokens[at]} is scored" if at < len(tokens) else "after the last token"
+        if not math.isfinite(row.max()) or not math.isfinite(row.min()):
+            raise SamplingError(f"the model gave logits that are not finite {where}")
+        if at >= len(tokens):
+            continue
+        token = tokens[at]
         if not 0 <= token < len(row):
             raise SamplingError(f"token {token} is outside the vocabulary of {len(row)}", "tokens")
-        check_finite(row, f"where token {token} is scored")
         scores.append(float(row[token]) - log_sum_exp(row))
     return scores
 
