@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args
 import msgspec
 from msgspec import Struct
 
+from . import endpoints
+
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -149,6 +151,11 @@ def _convert(settings: Mapping[str, Any], place: Callable[[str], str], *, strict
             raise ConfigError(f"{where}: 'auto' is neither a size such as 51.2G nor a share such as 80%")
         if key == "name" and not re.fullmatch(r"[\w.@-]{1,64}", value, re.ASCII):
             raise ConfigError(f"{where}: {value!r} cannot be part of a socket's path: letters, digits and . _ @ - can")
+        if key in ("control", "telemetry") and value:
+            try:
+                endpoints.check(endpoints.normal(value))
+            except endpoints.EndpointError as error:
+                raise ConfigError(f"{where}: {error}") from None
         if isinstance(value, str) and "\0" in value:
             raise ConfigError(f"{where}: {value!r} has a zero byte")
     return checked

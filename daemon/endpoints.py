@@ -104,7 +104,12 @@ def control_to_connect(given: str, environ: Mapping[str, str] = os.environ) -> s
     daemons in one directory the one named `default` is meant; with exactly one, that one. Raises EndpointError, also
     where somebody else may have laid the socket (root may look at everybody's).
     """
-    endpoint = _to_connect(given, environ)
+    try:
+        endpoint = _to_connect(given, environ)
+    except EndpointError as error:
+        if given or not environ.get("HEARTHD_CONTROL"):
+            raise
+        raise EndpointError(f"HEARTHD_CONTROL: {error}") from None
     path = ipc_path(endpoint)
     if path is not None and os.geteuid() != 0 and (why := distrust(path)):
         raise EndpointError(f"{endpoint}: {why}: not connecting")

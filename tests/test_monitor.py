@@ -257,10 +257,10 @@ def test_exit_codes(scenario: Scenario, tmp_path: Path, capsys: pytest.CaptureFi
     assert scenario.control in capsys.readouterr().err
     assert main(nobody) == 2 and "terminal" in capsys.readouterr().err
     assert main(["--control", "tcp://localhost:5555"]) == 78
-    for wrong in (["--size", "big"], ["--control", "http://x"]):
-        with pytest.raises(SystemExit) as ended:
-            main(wrong)
-        assert ended.value.code == 2
+    assert main(["--control", "http://x"]) == 78
+    with pytest.raises(SystemExit) as ended:
+        main(["--size", "big"])
+    assert ended.value.code == 2
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------

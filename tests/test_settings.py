@@ -32,6 +32,9 @@ from .fake_hearth import Hearth
         ("mirror_budget", "auto", "neither a size"),
         ("memory_budget", "0%", "not between 0 and 100 %"),
         ("name", "a/b", "cannot be part of a socket's path"),
+        ("control", "tcp://127.0.0.1:99999", "port from 1 to 65535"),
+        ("telemetry", "http://x", "expected ipc://PATH or tcp://HOST:PORT"),
+        ("control", "/tmp/m\udcff.control", "not UTF-8"),
     ],
 )
 def test_an_impossible_value_is_refused_where_it_came_from(key: str, value: str, says: str) -> None:
@@ -113,7 +116,6 @@ def test_a_tcp_endpoint_that_cannot_be_had_is_one_line(keys: Path, ended: Any) -
             (own, f"tcp://127.0.0.1:{taken}", exit_codes.UNAVAILABLE, "in use by another program"),
             ("tcp://no-such-host.invalid:7575", own, exit_codes.CONFIG, "no such host"),
             ("tcp://192.0.2.1:7575", own, exit_codes.CONFIG, "not an address of this machine"),
-            ("tcp://127.0.0.1:99999", own, exit_codes.CONFIG, "port from 1 to 65535"),
         ]:
             found, lines = ended("--keys", str(keys), "--control", control, "--telemetry", telemetry)
             assert found == code and len(lines) == 1 and says in lines[0] and lines[0].startswith("hearthd: tcp://")
