@@ -112,8 +112,10 @@ class HearthTop(App[None]):
 
     def _draw(self, snapshot: Snapshot) -> None:
         self.drawn += 1
+        if not (screens := self.screen_stack):  # it ends
+            return
         try:
-            main = self.screen_stack[0]
+            main = screens[0]
             main.query_one(Header).show(snapshot, self.paused_since)
             for panel in main.query(Panel):
                 panel.show(snapshot)
