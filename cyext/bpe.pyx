@@ -23,9 +23,9 @@ cdef extern from "bpe.h" nogil:
     int32_t hd_bpe_find(const hd_bpe *bpe, const char *text, size_t n)
     Py_ssize_t hd_bpe_encode(const hd_bpe *bpe, const uint8_t *word, size_t n, int whole, size_t limit, int32_t *out)
 
-# Below this a word takes less than a millisecond, and taking the GIL again would cost others more.
+# So many bytes of text take about a millisecond; taking the GIL again more often would cost more than others gain.
 cdef enum:
-    LONG_WORD = 4096
+    LONG_WORD = 16384
 
 
 cdef class Vocabulary:
@@ -80,12 +80,12 @@ cdef class Vocabulary:
         """The ids of all words in a row; `whole`: a word that is a token is taken as it is. A byte without a token is
         left out. None as soon as the ids are known to be more than `limit`; a negative one is none.
 
-        The GIL is held for the short words: give as many at once as others may wait for.
+        Others get the GIL while a long word is merged, and every millisecond or so.
         """
         cdef size_t most = <size_t>limit if limit >= 0 else <size_t>-1
         cdef int32_t *out = NULL
         cdef void *larger
-        cdef Py_ssize_t room = 0, n, count, i
+        cdef Py_ssize_t room = 0, n, count, i, held = 0
         cdef const uint8_t *raw
         cdef list ids = []
         cdef str word
@@ -98,9 +98,11 @@ cdef class Vocabulary:
                         raise MemoryError
                     out = <int32_t *>larger
                     room = n
-                if n < LONG_WORD:
+                held += n
+                if held < LONG_WORD:
                     count = hd_bpe_encode(self.bpe, raw, n, whole, most, out)
                 else:
+                    held = 0
                     with nogil:
                         count = hd_bpe_encode(self.bpe, raw, n, whole, most, out)
                 if count == HD_BPE_NO_MEMORY:

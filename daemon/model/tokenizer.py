@@ -385,16 +385,12 @@ def _text(pieces: Iterator[bytes]) -> str:
 
 
 def _batches(words: Iterable[str]) -> Iterator[list[str]]:
-    """Words together, so many that others need not wait long."""
-    batch: list[str] = []
-    size = 0
-    for word in words:
-        batch.append(word)
-        size += len(word)
-        if size >= _PIECE:
-            yield batch
-            batch, size = [], 0
-    if batch:
+    """Words together, and no more of them than there need be when they come one by one."""
+    if isinstance(words, list):
+        yield words
+        return
+    found = iter(words)
+    while batch := list(islice(found, _PIECE)):
         yield batch
 
 
