@@ -112,6 +112,9 @@ cdef class Vocabulary:
                 most -= <size_t>count
                 for i in range(count):
                     ids.append(out[i])
+                    if i & 0xffff == 0xffff:
+                        with nogil:
+                            pass
         finally:
             PyMem_Free(out)
         return ids
