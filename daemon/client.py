@@ -386,7 +386,7 @@ class AsyncClient(_Requests):
 
         while True:
             await trio.sleep(SLICE)
-            if self._waiting and not _connected(self._socket.raw):
+            if self._waiting and not self._socket.writable():
                 for channel in self._waiting.values():
                     channel.close()
 

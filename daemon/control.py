@@ -6,8 +6,8 @@ Reads envelopes and bodies and hands requests to `operations`; what an operation
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import msgspec
@@ -15,13 +15,19 @@ import trio
 import zmq
 
 from . import protocol
-from .outbox import Outbox
+from .outbox import QUEUED, Body, Full, Outbox, Room
 from .peers import Peers
+from .places import NoPlace, Place, Places
 from .sockets import Binding, Socket, make, pumping
 
 log = logging.getLogger(__name__)
 
-CONCURRENT = 64  # operations in progress that the scheduler does not count
+# What has been ordered is done, also when who has ordered it leaves; everything else ends with its client.
+ORDERS = (protocol.Warm, protocol.Defer, protocol.Pin, protocol.Cancel, protocol.Shutdown)
+URGENT = (protocol.Cancel, protocol.Shutdown, protocol.Status)
+# Messages of one connection that libzmq reads ahead (ZMQ_RCVHWM). With the one that it is reading and the one that is
+# being looked at, a client can have three messages of MESSAGE_LIMIT bytes in memory before any limit of ours sees them.
+READ_AHEAD = 1
 
 KNOWN = {kind.__struct_config__.tag: kind for kind in protocol.AnyRequest.__args__}
 
@@ -35,27 +41,56 @@ class Refused(Exception):
 
 
 class Call:
-    """One request with the way back to its client."""
+    """One request with the way back to its client. `scope` ends when that leaves, and with it all but orders."""
 
-    __slots__ = ("_control", "envelope", "gone", "peer", "request")
+    def __init__(
+        self, control: Control, peer: bytes, owner: str, envelope: list[bytes], request: Any, place: Place, nbytes: int
+    ) -> None:
+        self._control, self._place = control, place
+        self.peer, self.owner, self.envelope, self.request = peer, owner, envelope, request
+        self.id = request.id
+        self.nbytes = nbytes  # of the message
+        self.scope = trio.CancelScope()
+        self.gone = False
 
-    def __init__(self, control: Control, peer: bytes, envelope: list[bytes], request: Any) -> None:
-        self._control, self.peer, self.envelope, self.request = control, peer, envelope, request
-        self.gone = False  # the client left before the operation was done or in the queue
+    def left(self) -> None:
+        """The client is gone."""
+        self.gone = True
+        self.scope.cancel()
 
-    def reply(self, reply: protocol.Reply, body: bytes | None = None) -> bool:
+    def reply(self, reply: protocol.Reply, body: Body | None = None) -> bool:
         """Never waits; False when the client takes no more."""
-        return self._control.outbox.send(self.peer, self.envelope, reply, body)
+        return self._control.outbox.send(self.peer, self.owner, self.envelope, reply, body)
+
+    def reserve(self, nbytes: int) -> Room:
+        """Room for a big reply, before it is computed. Raises Refused."""
+        try:
+            return self._control.outbox.reserve(self.owner, nbytes)
+        except Full as error:
+            raise Refused("busy", str(error)) from None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For the body the operation only waits, and takes no place from others. Raises Refused."""
+        try:
+            with self._place.waiting():
+                yield
+        except NoPlace as error:
+            raise Refused("busy", str(error)) from None
 
     def waits_in_queue(self) -> None:
         """The scheduler counts it from now on."""
-        self._control.in_progress.discard(self)
+        self._place.leave()
 
-    def result(self, data: Any, body: bytes | None = None) -> bool:
-        return self.reply(protocol.Result(id=self.request.id, data=msgspec.to_builtins(data)), body)
+    def forget_request(self) -> None:
+        """What is left to do needs no more than the way back."""
+        self.request = None
+
+    def result(self, data: Any, body: Body | None = None) -> bool:
+        return self.reply(protocol.Result(id=self.id, data=msgspec.to_builtins(data)), body)
 
     def error(self, code: str, message: str, field: str = "") -> bool:
-        return self.reply(protocol.Error(id=self.request.id, code=code, message=message, field=field))
+        return self.reply(protocol.Error(id=self.id, code=code, message=message, field=field))
 
 
 Handler = Callable[[Call], Awaitable[None]]
@@ -98,8 +133,8 @@ class Control:
             router_mandatory=1,
             router_handover=0,
             maxmsgsize=protocol.MESSAGE_LIMIT,
-            sndhwm=256,
-            rcvhwm=256,
+            sndhwm=QUEUED,
+            rcvhwm=READ_AHEAD,
             heartbeat_ivl=5000,
             heartbeat_timeout=15000,
             heartbeat_ttl=20000,
@@ -109,7 +144,8 @@ class Control:
         self._peers = Peers(self._raw, self._gone)
         binding.bind(self._raw)
         self.outbox: Outbox
-        self.in_progress: set[Call] = set()
+        self.in_progress: dict[bytes, set[Call]] = {}  # by connection
+        self._places = Places()
         self.refused = 0
 
     def on_gone(self, told: Callable[[bytes], None]) -> None:
@@ -117,8 +153,8 @@ class Control:
 
     def _gone(self, peer: bytes) -> None:
         self.outbox.forget(peer)
-        for call in self.in_progress:
-            call.gone = call.gone or call.peer == peer
+        for call in self.in_progress.get(peer, ()):
+            call.left()
         for told in self._on_gone:
             told(peer)
 
@@ -130,7 +166,7 @@ class Control:
             socket = await stack.enter_async_context(pumping(self._raw))
             monitor = await stack.enter_async_context(pumping(self._peers.monitor, close=False))
             stack.callback(self._peers.close)
-            self.outbox = Outbox(socket, self._gone)
+            self.outbox = Outbox(socket, self._gone, self._peers.hang_up)
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(self.outbox.run)
             nursery.start_soon(self._peers.run, monitor)
@@ -143,7 +179,7 @@ class Control:
 
     def _take(self, frames: list[zmq.Frame], handlers: dict[type, Handler], nursery: trio.Nursery) -> None:
         peer = frames[0].bytes
-        self._peers.note(peer, frames[-1])
+        owner, here = self._peers.note(peer, frames[-1])
         parts = frames[1:]
         envelope = [peer]
         if len(parts) > 1 and not parts[0].bytes:  # REQ puts an empty frame before the body
@@ -152,36 +188,57 @@ class Control:
         if len(parts) != 1:
             self.refused += 1
             message = f"expected one frame with a JSON body, got {len(parts)} frames"
-            self.outbox.send(peer, envelope, protocol.Error(code="bad-json", message=message))
+            self.outbox.send(peer, owner, envelope, protocol.Error(code="bad-json", message=message))
             return
         body = parts[0].bytes
         try:
             request = protocol.decode_request(body)
         except Exception:  # a message of any kind is answered
             self.refused += 1
-            self.outbox.send(peer, envelope, explain(body))
+            self.outbox.send(peer, owner, envelope, explain(body))
             return
-        call = Call(self, peer, envelope, request)
-        if request.v > protocol.VERSION:
-            call.error("version", f"this daemon speaks version {protocol.VERSION}, the message is of {request.v}", "v")
+        urgent = isinstance(request, URGENT)
+        if not (urgent or self.outbox.takes(peer)):
+            self.refused += 1  # it was told that it does not read
             return
-        urgent = isinstance(request, protocol.Cancel | protocol.Shutdown | protocol.Status)
-        if len(self.in_progress) >= CONCURRENT and not urgent:
-            call.error("busy", f"{CONCURRENT} operations are in progress already")
-            return
-        self.in_progress.add(call)
-        nursery.start_soon(self._handle, call, handlers[type(request)])
 
-    async def _handle(self, call: Call, handler: Handler) -> None:
+        def refuse(code: str, message: str, field: str = "") -> None:
+            error = protocol.Error(id=request.id, code=code, message=message, field=field)
+            self.outbox.send(peer, owner, envelope, error)
+
+        if request.v > protocol.VERSION:
+            refuse("version", f"this daemon speaks version {protocol.VERSION}, the message is of {request.v}", "v")
+            return
         try:
-            await handler(call)
+            place = Place(self._places, owner, len(body), urgent=urgent)
+        except NoPlace as error:
+            refuse("busy", str(error))
+            return
+        call = Call(self, peer, owner, envelope, request, place, len(body))
+        if not here:
+            call.left()
+        self.in_progress.setdefault(peer, set()).add(call)
+        nursery.start_soon(self._handle, call, place, handlers[type(request)])
+
+    async def _handle(self, call: Call, place: Place, handler: Handler) -> None:
+        op = call.request.__struct_config__.tag
+        try:
+            if isinstance(call.request, ORDERS):
+                await handler(call)
+            else:
+                with call.scope:
+                    await handler(call)
         except Refused as error:
             call.error(error.code, error.message, error.field)
         except Exception as error:
-            log.exception("operation %s failed", call.request.__struct_config__.tag)
+            log.exception("operation %s failed", op)
             call.error("failed", str(error) or type(error).__name__)
         finally:
-            self.in_progress.discard(call)
+            place.leave()
+            calls = self.in_progress[call.peer]
+            calls.discard(call)
+            if not calls:
+                del self.in_progress[call.peer]
 
     async def flushed(self, seconds: float) -> None:
         """Until every reply is with libzmq, or so long."""

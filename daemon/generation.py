@@ -9,15 +9,26 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import trio
 
 from . import protocol
+from .interrupt import Interrupt
 from .model.sampling import StopMatcher, score
 
 SCORE_BYTES = 64 << 20  # logits of one scoring turn
+JOB_BYTES = 2048  # of a request beside its prompt
+
+
+Body = bytes | memoryview
+
+
+class Room(Protocol):
+    """Bytes set aside for a reply that is being made."""
+
+    def release(self) -> None: ...
 
 
 class Job(ABC):
@@ -26,10 +37,11 @@ class Job(ABC):
     op = ""
     ready = True  # to take turns
 
-    def __init__(self, name: str, id: str, peer: bytes, tokens: Sequence[int]) -> None:
+    def __init__(self, name: str, id: str, peer: bytes, tokens: Sequence[int], owner: str = "") -> None:
         self.name = name  # shown in status, a target of cancel
         self.id = id  # echoed in every reply
-        self.peer = peer
+        self.peer = peer  # the connection
+        self.owner = owner  # whose connection it is: who shares what there is with other clients
         self.call: Any = None  # the way back to the client, for whoever delivers
         self.prompt = np.asarray(tokens, dtype=np.int32)
         self.prompt_done = 0
@@ -40,6 +52,11 @@ class Job(ABC):
         self.session: Any = None
         self.ended = ""  # reason, once it has one
         self.stop_reason = ""  # set by the event loop: end at the next turn with this reason
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes while it waits."""
+        return JOB_BYTES + self.prompt.nbytes
 
     @property
     def in_prompt(self) -> bool:
@@ -54,11 +71,11 @@ class Job(ABC):
         return 0
 
     @abstractmethod
-    def turn(self, engine: Any) -> list[protocol.Reply]:
-        """One step. Raises what `engine.step` raises; the job is unchanged then."""
+    def turn(self, engine: Any, interrupt: Interrupt) -> list[protocol.Reply]:
+        """One step, which `interrupt` ends. Raises what `engine.step` raises; the job is unchanged then."""
 
     @abstractmethod
-    def finish(self, reason: str) -> tuple[protocol.Reply, bytes | None]:
+    def finish(self, reason: str) -> tuple[protocol.Reply, Body | None]:
         """The last reply, and its second frame if it has one."""
 
     def close(self) -> None:
@@ -104,20 +121,33 @@ class Arrival(Job):
 
     ready = False
 
-    def __init__(self, request: protocol.Generate | protocol.Chat | protocol.Score, *, name: str, peer: bytes) -> None:
-        super().__init__(name, request.id, peer, [])
+    def __init__(
+        self,
+        request: protocol.Generate | protocol.Chat | protocol.Score,
+        *,
+        name: str,
+        peer: bytes,
+        owner: str = "",
+        nbytes: int = 0,
+    ) -> None:
+        super().__init__(name, request.id, peer, [], owner)
+        self._nbytes = nbytes  # of its message
         self.op = str(request.__struct_config__.tag)
         self.scope = trio.CancelScope()
         self._limit = 0 if isinstance(request, protocol.Score) else request.max_tokens
 
     @property
+    def nbytes(self) -> int:
+        return JOB_BYTES + self._nbytes
+
+    @property
     def max_tokens(self) -> int:
         return self._limit
 
-    def turn(self, engine: Any) -> list[protocol.Reply]:
+    def turn(self, engine: Any, interrupt: Interrupt) -> list[protocol.Reply]:
         raise AssertionError("what is not ready takes no turn")
 
-    def finish(self, reason: str) -> tuple[protocol.Reply, bytes | None]:
+    def finish(self, reason: str) -> tuple[protocol.Reply, Body | None]:
         if self.op == "score":
             return protocol.Error(id=self.id, code=reason, message=f"ended before it began: {reason}"), None
         return protocol.Done(id=self.id, reason=reason, timings=self.timings()), None
@@ -138,8 +168,9 @@ class GenerateJob(Job):
         tokens: Sequence[int],
         tokenizer: Any,
         sampler: Any,
+        owner: str = "",
     ) -> None:
-        super().__init__(name, request.id, peer, tokens)
+        super().__init__(name, request.id, peer, tokens, owner)
         self.op = "chat" if isinstance(request, protocol.Chat) else "generate"
         self.stream = request.stream
         self._limit = request.max_tokens
@@ -166,11 +197,11 @@ class GenerateJob(Job):
     def max_tokens(self) -> int:
         return self._limit
 
-    def turn(self, engine: Any) -> list[protocol.Reply]:
+    def turn(self, engine: Any, interrupt: Interrupt) -> list[protocol.Reply]:
         if self.in_prompt:
             chunk = self.prompt[self.prompt_done : self.prompt_done + engine.batch]
             whole = self.prompt_done + len(chunk) == len(self.prompt)
-            (logits,) = engine.step([(self.session, chunk, "last" if whole and self._limit > 0 else "none")])
+            (logits,) = engine.step([(self.session, chunk, "last" if whole and self._limit > 0 else "none")], interrupt)
             self.prompt_done += len(chunk)
             if not whole:
                 return []
@@ -180,7 +211,7 @@ class GenerateJob(Job):
                 return []
         else:
             chunk = np.asarray(self._tokens[-1:], dtype=np.int32)
-            (logits,) = engine.step([(self.session, chunk, "last")])
+            (logits,) = engine.step([(self.session, chunk, "last")], interrupt)
         choice = self._sampler.sample(logits[-1])
         token = int(choice.token)
         self.last = time.monotonic()
@@ -213,7 +244,7 @@ class GenerateJob(Job):
             event.alternatives = [(int(token), float(logprob)) for token, logprob in choice.alternatives]
         return [event]
 
-    def finish(self, reason: str) -> tuple[protocol.Reply, bytes | None]:
+    def finish(self, reason: str) -> tuple[protocol.Reply, Body | None]:
         if self._until.found is None and reason != "stop":
             self._text.append(self._until.push(self._detokenizer.flush()))
             if self._until.found is None:
@@ -231,34 +262,53 @@ class GenerateJob(Job):
 
 
 class ScoreJob(Job):
-    """The log-probability of each given token after those before it, and the logits if wanted."""
+    """The log-probability of each given token after those before it, and the logits if wanted.
+
+    room: what was set aside for the reply; it is given back when the reply is made.
+    """
 
     op = "score"
 
-    def __init__(self, request: protocol.Score, *, name: str, peer: bytes, tokens: Sequence[int]) -> None:
-        super().__init__(name, request.id, peer, tokens)
+    def __init__(
+        self,
+        request: protocol.Score,
+        *,
+        name: str,
+        peer: bytes,
+        tokens: Sequence[int],
+        owner: str = "",
+        room: Room | None = None,
+    ) -> None:
+        super().__init__(name, request.id, peer, tokens, owner)
         self._logprobs: list[float | None] = [None]  # nothing comes before the first
         self._keep = request.logits
-        self._logits: list[np.ndarray] = []
+        self._from = request.logits_from
+        self._logits: np.ndarray | None = None  # float32 [positions from `logits_from` on, vocabulary]
         self._vocabulary = 0
+        self._room = room
 
-    def turn(self, engine: Any) -> list[protocol.Reply]:
+    def turn(self, engine: Any, interrupt: Interrupt) -> list[protocol.Reply]:
         vocabulary = self._vocabulary = engine.hyper.n_vocab
         size = max(1, min(engine.batch, SCORE_BYTES // (4 * vocabulary)))
         start = self.prompt_done
         chunk = self.prompt[start : start + size]
-        (logits,) = engine.step([(self.session, chunk, "all")])
-        following = self.prompt[start + 1 : start + 1 + len(chunk)].tolist()
+        end = start + len(chunk)
+        (logits,) = engine.step([(self.session, chunk, "all")], interrupt)
+        following = self.prompt[start + 1 : end + 1].tolist()
         self._logprobs += score(logits, following)
-        if self._keep:
-            self._logits.append(np.array(logits, dtype="<f4", order="C"))
-        self.prompt_done += len(chunk)
+        if self._keep and end > self._from:
+            if self._logits is None:  # whole at once, so that the reply is not a second copy
+                self._logits = np.empty((len(self.prompt) - self._from, vocabulary), "<f4")
+            first = max(start, self._from)
+            self._logits[first - self._from : end - self._from] = logits[first - start :]
+        self.prompt_done = end
         self.first = self.last = time.monotonic()
         if not self.in_prompt:
             self.ended = "stop"
         return []
 
-    def finish(self, reason: str) -> tuple[protocol.Reply, bytes | None]:
+    def finish(self, reason: str) -> tuple[protocol.Reply, Body | None]:
+        self._release()
         if reason != "stop":
             message = f"scored {self.prompt_done} of {len(self.prompt)} tokens, then ended: {reason}"
             return protocol.Error(id=self.id, code=reason, message=message), None
@@ -268,8 +318,18 @@ class ScoreJob(Job):
             "logprobs": self._logprobs,
             "sum": sum(known),
             "perplexity": float(np.exp(-sum(known) / len(known))) if known else None,
-            "shape": [len(self.prompt), self._vocabulary],
+            "shape": [len(self.prompt) - self._from, self._vocabulary],
             "seconds": self.last - self.started,
         }
-        body = b"".join(part.tobytes() for part in self._logits) if self._keep else None
+        body = self._logits.reshape(-1).view(np.uint8).data if self._logits is not None else None
         return protocol.Result(id=self.id, data=data), body
+
+    def close(self) -> None:
+        super().close()
+        self._release()
+        self._logits = None
+
+    def _release(self) -> None:
+        if self._room is not None:
+            self._room.release()
+            self._room = None

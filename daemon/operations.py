@@ -15,7 +15,7 @@ import trio
 
 from . import protocol
 from .control import Call, Handler, Refused
-from .generation import Arrival, GenerateJob, Job, ScoreJob
+from .generation import Arrival, Body, GenerateJob, Job, ScoreJob
 from .scheduler import Busy, Scheduler
 from .telemetry import Telemetry
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 THREADS = 2  # for tokenizing and the like
 LONG_TEXT = 4096  # characters that may be tokenized on the event loop's thread
 COUNTED_CONTEXTS = 4  # tokens of a prompt that is too long are counted up to so many contexts, and no further
-LOGITS_LIMIT = 512 << 20  # bytes of the logits frame
+SCORE_BYTES = 96  # of a scored token in the reply, beside its logits
 STOPS_LIMIT = 64
 
 
@@ -109,19 +109,34 @@ class Operations:
             if not tokens:
                 raise Refused("bad-field", "text: empty, there is nothing to score", "text")
             self._check_length(tokens, "tokens" if request.tokens else "text")
-            size = 4 * len(tokens) * self._hearth.engine.hyper.n_vocab
-            if request.logits and size > LOGITS_LIMIT:
-                raise Refused("too-long", f"the logits would have {size} bytes, {LOGITS_LIMIT} are allowed", "logits")
-            self._submit(ScoreJob(request, name=arrival.name, peer=call.peer, tokens=tokens), arrival)
+            room = call.reserve(self._logits_bytes(request, len(tokens)) + SCORE_BYTES * len(tokens))
+            job = ScoreJob(
+                request, name=arrival.name, peer=call.peer, tokens=tokens, owner=call.owner, room=room
+            )
+            self._submit(job, arrival)
+
+    def _logits_bytes(self, request: protocol.Score, tokens: int) -> int:
+        """Of the reply's second frame. Raises Refused."""
+        if not request.logits:
+            return 0
+        if not 0 <= request.logits_from < tokens:
+            message = f"logits_from: {request.logits_from} is none of {tokens} positions"
+            raise Refused("bad-field", message, "logits_from")
+        row, wanted = 4 * self._hearth.engine.hyper.n_vocab, tokens - request.logits_from
+        if (size := row * wanted) > protocol.LOGITS_LIMIT:
+            most = max(protocol.LOGITS_LIMIT // row, 1)
+            message = f"the logits of {wanted} positions have {size} bytes, a reply may have {protocol.LOGITS_LIMIT}"
+            raise Refused("too-long", f"{message}: ask for {most} at a time, with logits_from", "logits")
+        return size
 
     async def tokenize(self, call: Call) -> None:
         request: protocol.Tokenize = call.request
-        await self._hearth.prepared()
+        await self._prepared(call)
         tokens = await self._encode(request.text, special=request.special, bos=request.bos)
         call.result({"tokens": tokens, "count": len(tokens)})
 
     async def detokenize(self, call: Call) -> None:
-        await self._hearth.prepared()
+        await self._prepared(call)
         tokens = self._checked(call.request.tokens, "tokens", self._hearth.tokenizer.n_vocab)
         call.result({"text": await trio.to_thread.run_sync(self._hearth.tokenizer.decode, tokens)})
 
@@ -133,7 +148,9 @@ class Operations:
         """
         if call.gone:
             raise Refused("gone", "the client went away")
-        arrival = Arrival(call.request, name=self._name(call.request), peer=call.peer)
+        arrival = Arrival(
+            call.request, name=self._name(call.request), peer=call.peer, owner=call.owner, nbytes=call.nbytes
+        )
         arrival.call = call
         try:
             self._scheduler.submit(arrival)
@@ -184,16 +201,24 @@ class Operations:
         except ValueError as error:
             raise Refused("bad-field", str(error), "sampling") from None
         job = GenerateJob(
-            request, name=arrival.name, peer=arrival.peer, tokens=tokens, tokenizer=tokenizer, sampler=sampler
+            request,
+            name=arrival.name,
+            peer=arrival.peer,
+            tokens=tokens,
+            tokenizer=tokenizer,
+            sampler=sampler,
+            owner=arrival.owner,
         )
         job.warnings = [protocol.Warning_(code=code, message=message) for code, message in warnings]
         self._submit(job, arrival)
 
     def _submit(self, job: Job, arrival: Arrival) -> None:
         if arrival.ended:  # while a thread was at work for it
+            job.close()
             return
         self._check_open()
         job.call = arrival.call
+        job.call.forget_request()
         self._scheduler.submit(job, arrival)
 
     def _name(self, request: Any) -> str:
@@ -250,7 +275,7 @@ class Operations:
         info = self._hearth.info
         if layer is not None and not 0 <= layer < info.layers:
             raise Refused("bad-field", f"layer: {layer} is none of {info.layers} layers", "layer")
-        await self._hearth.prepared()
+        await self._prepared(call)
         call.result(await self._hearth.experts(layer))
 
     async def plan(self, call: Call) -> None:
@@ -262,23 +287,32 @@ class Operations:
         request: protocol.Warm = call.request
         self._check_open()
         self._check_selection(request.select)
-        await self._hearth.prepared()
+        await self._prepared(call)
 
         def progress(done: int, total: int, what: str = "bytes") -> None:
             if request.stream:
                 call.reply(protocol.Progress(id=request.id, done=done, total=total, what=what))
 
-        call.result(await self._hearth.warm(request.select, wait=request.wait or request.stream, progress=progress))
+        if request.wait or request.stream:
+            with call.waiting(), call.scope:  # the order stands, the waiting for it ends with the client
+                call.result(await self._hearth.warm(request.select, wait=True, progress=progress))
+        else:
+            call.result(await self._hearth.warm(request.select, wait=False, progress=progress))
+
+    async def _prepared(self, call: Call) -> None:
+        """Until there is what answers need."""
+        with call.waiting():
+            await self._hearth.prepared()
 
     async def defer(self, call: Call) -> None:
         self._check_selection(call.request.select)
-        await self._hearth.prepared()
+        await self._prepared(call)
         call.result(await self._hearth.defer(call.request.select))
 
     async def pin(self, call: Call) -> None:
         request: protocol.Pin = call.request
         self._check_selection(request.select)
-        await self._hearth.prepared()
+        await self._prepared(call)
         call.result(await self._hearth.pin(request.select, release=request.release))
 
     def _check_selection(self, select: protocol.Selection) -> None:
@@ -309,7 +343,7 @@ class Operations:
 
     # -- clients -----------------------------------------------------------------------------------------------------
 
-    def deliver(self, job: Job, reply: protocol.Reply, body: bytes | None) -> bool:
+    def deliver(self, job: Job, reply: protocol.Reply, body: Body | None) -> bool:
         return job.call.reply(reply, body)
 
     def client_gone(self, peer: bytes) -> None:

@@ -14,7 +14,8 @@ from msgspec import UNSET, Struct, UnsetType
 from . import utf8
 
 VERSION = 1
-MESSAGE_LIMIT = 64 << 20  # bytes of a request; libzmq closes the connection of who sends more
+MESSAGE_LIMIT = 12 << 20  # bytes of a request; libzmq closes the connection of who sends more
+LOGITS_LIMIT = 24 << 20  # bytes of the logits frame of one reply
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Requests
@@ -89,6 +90,7 @@ class Score(Request, tag="score", kw_only=True, omit_defaults=True):
     tokens: list[int] = []
     text: str = ""
     logits: bool = False  # the reply carries a second frame: float32 [positions, vocabulary], little endian
+    logits_from: int = 0  # of the positions from here on: how logits of many tokens are asked for piece by piece
 
 
 class Residency(Request, tag="residency", kw_only=True, omit_defaults=True):

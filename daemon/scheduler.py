@@ -1,27 +1,30 @@
 """Requests to steps: who has the next turn. Knows jobs and the engine, no sockets and no tokens.
 
 Jobs in progress take turns one by one; a turn is a chunk of a prompt, a token, or a chunk to score, and one hop into
-the worker thread. Waiting requests start in the order of how little their client has in progress already.
+the worker thread. Waiting requests start in the order of how little their client has in progress already. What waits is
+bounded, in requests and in bytes: when it is too much, the newest of the client that has most waiting gives way.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
 import trio
 
 from . import protocol
-from .generation import Job
+from .generation import Body, Job
+from .interrupt import Interrupt
 
 log = logging.getLogger(__name__)
 
 TRIM_SECONDS = 5.0
+QUEUE_BYTES = 32 << 20  # of requests that wait
 
-Deliver = Callable[[Job, protocol.Reply, bytes | None], bool]
+Deliver = Callable[[Job, protocol.Reply, Body | None], bool]
 
 
 class Busy(Exception):
@@ -53,19 +56,20 @@ class Rate:
 class Scheduler:
     """One engine's turns. `deliver` sends a reply and says whether the client still takes any."""
 
-    def __init__(self, deliver: Deliver, *, sessions: int, queue: int) -> None:
+    def __init__(self, deliver: Deliver, *, sessions: int, queue: int, queue_bytes: int = QUEUE_BYTES) -> None:
         self._deliver = deliver
         self._sessions = sessions
         self._queue = queue
+        self._queue_bytes = queue_bytes
         self._engine: Any = None
         self._active: deque[Job] = deque()
         self._waiting: list[Job] = []
-        self._current: Job | None = None
+        self._current: Job | None = None  # whose turn it is, until all that it brought is delivered
+        self._interrupt: Interrupt | None = None  # of the step that runs for it, if one does
         self._wake = trio.Event()
         self._idle = trio.Event()
         self._idle.set()
         self._limiter = trio.CapacityLimiter(1)
-        self._interrupting = False
         self._untrimmed = False
         self.on_prefill: Callable[[bool, int], None] = lambda running, tokens: None
         self.prompt_rate, self.generate_rate = Rate(), Rate()
@@ -78,12 +82,35 @@ class Scheduler:
         if arrival is not None:
             job.arrived = arrival.arrived
             self._waiting[self._waiting.index(arrival)] = job
-        elif len(self._waiting) >= self._queue:
-            raise Busy(f"{len(self._waiting)} requests are waiting already")
         else:
+            self._make_room(job)
             self._waiting.append(job)
         self._idle = trio.Event() if self._idle.is_set() else self._idle
         self._wake.set()
+
+    def _make_room(self, job: Job) -> None:
+        """Until one more may wait, the newest request of whoever has most waiting gives way. Raises Busy when that is
+        the one that comes: among equals, who is there already stays."""
+        while True:
+            waiting = [*self._waiting, job]
+            nbytes = sum(each.nbytes for each in waiting)
+            if len(waiting) > self._queue:
+                weight = dict.fromkeys(waiting, 1)
+                full = f"{self._queue} requests are waiting already"
+            elif nbytes > self._queue_bytes and self._waiting:
+                weight = {each: each.nbytes for each in waiting}
+                full = f"requests of {nbytes - job.nbytes} bytes are waiting already"
+            else:
+                return
+            shares: Counter[str] = Counter()
+            for each in waiting:
+                shares[each.owner] += weight[each]
+            most = max(shares.values())
+            if shares[job.owner] == most:
+                raise Busy(full)
+            last = next(each for each in reversed(self._waiting) if shares[each.owner] == most)
+            self._waiting.remove(last)
+            self._fail(last, "busy", f"{full}, most of them of this client: its newest gave way to another client's")
 
     def withdraw(self, arrival: Job) -> None:
         """It leaves the queue without an answer from here, if it is still there."""
@@ -100,11 +127,11 @@ class Scheduler:
         return ([self._current] if self._current else []) + list(self._active) + self._waiting
 
     def end(self, job: Job, reason: str) -> None:
-        """End a job with a reason, also in the middle of a step."""
+        """End a job with a reason, also in the middle of its step."""
         job.stop_reason = job.stop_reason or reason
         if job is self._current:
-            self._engine.interrupt()  # holds until it is taken back after the turn
-            self._interrupting = True
+            if self._interrupt is not None:
+                self._interrupt.ask()
         elif job in self._waiting:
             self._waiting.remove(job)
             self._finish(job, reason)
@@ -164,10 +191,8 @@ class Scheduler:
         if self._engine is None:
             return
         while len(self._active) < self._sessions and (ready := [job for job in self._waiting if job.ready]):
-            share: dict[bytes, int] = {}
-            for job in self._active:
-                share[job.peer] = share.get(job.peer, 0) + 1
-            job = min(ready, key=lambda waiting: share.get(waiting.peer, 0))  # the first of equals
+            share = Counter(job.owner for job in self._active)
+            job = min(ready, key=lambda waiting: share[waiting.owner])  # the first of equals
             self._waiting.remove(job)
             self._active.append(job)
 
@@ -180,15 +205,14 @@ class Scheduler:
         job.started = job.started or start
         if prefill:
             self.on_prefill(True, min(len(job.prompt) - before, self._engine.batch))
+        interrupt = self._interrupt = Interrupt()
         try:
-            events = await trio.to_thread.run_sync(self._work, job, limiter=self._limiter)
+            events = await trio.to_thread.run_sync(self._work, job, interrupt, limiter=self._limiter)
         except Exception as error:
             self._failed(job, error)
             return
         finally:
-            if self._interrupting:
-                self._interrupting = False
-                self._engine.interrupt(False)
+            self._interrupt = None
             if prefill:
                 self.on_prefill(False, 0)
         self.turns += 1
@@ -210,10 +234,10 @@ class Scheduler:
         elif job.stop_reason:
             self._finish(job, job.stop_reason)
 
-    def _work(self, job: Job) -> list[protocol.Reply]:
+    def _work(self, job: Job, interrupt: Interrupt) -> list[protocol.Reply]:
         if job.session is None:
             job.session = self._engine.new_session()
-        return job.turn(self._engine)
+        return job.turn(self._engine, interrupt)
 
     def _failed(self, job: Job, error: Exception) -> None:
         kind = type(error).__name__

@@ -21,6 +21,7 @@ import zmq
 from . import endpoints, exit_codes, protocol
 from .config import Config
 from .control import Control
+from .generation import Body
 from .notify import Notifier
 from .operations import Operations
 from .scheduler import Scheduler
@@ -186,7 +187,7 @@ class Service:
         engine = self._hearth.engine
         return (self._scheduler.turns, int(engine.layer) if engine is not None else -1, self._hearth.bytes_read())
 
-    def _deliver(self, job: Any, reply: protocol.Reply, body: bytes | None) -> bool:
+    def _deliver(self, job: Any, reply: protocol.Reply, body: Body | None) -> bool:
         return self._operations.deliver(job, reply, body)
 
     def status_data(self) -> protocol.StatusData:

@@ -21,7 +21,7 @@ import zmq
 from . import endpoints
 from .trust import distrust
 
-Frames = Sequence[bytes | memoryview]
+Frames = Sequence[bytes | memoryview | zmq.Frame]
 
 
 class Taken(OSError):
@@ -48,6 +48,10 @@ class Socket:
     def _after_call(self) -> None:
         if self._readers or self._writers:
             self._settle()
+
+    def writable(self) -> bool:
+        """Whether a send would not wait now; wakes whoever this look would otherwise have left parked."""
+        return bool(self._settle() & zmq.POLLOUT)
 
     async def pump(self) -> None:
         """Runs as long as the socket is used."""

@@ -12,6 +12,7 @@ import numpy as np
 import trio
 from hearthd.daemon import protocol
 from hearthd.daemon.config import Config
+from hearthd.daemon.interrupt import Interrupt
 from hearthd.daemon.model.template import Prompt
 
 VOCABULARY = 256
@@ -66,13 +67,21 @@ class Engine:
     def new_session(self) -> Session:
         return Session(self)
 
-    def interrupt(self, on: bool = True) -> None:
+    def _end(self, on: bool) -> None:
         (self._stop.set if on else self._stop.clear)()
 
     def trim(self) -> None:
         pass
 
-    def step(self, rows: list[tuple[Session, np.ndarray, str]]) -> list[np.ndarray | None]:
+    def step(self, rows: list[tuple[Session, np.ndarray, str]], interrupt: Interrupt) -> list[np.ndarray | None]:
+        if not interrupt.begin(self._end):
+            raise Interrupted
+        try:
+            return self._step(rows)
+        finally:
+            interrupt.over()
+
+    def _step(self, rows: list[tuple[Session, np.ndarray, str]]) -> list[np.ndarray | None]:
         results: list[np.ndarray | None] = []
         for session, tokens, want in rows:
             self.steps.append((id(session), len(tokens)))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from hearthd.cyext import program as cy
+from hearthd.daemon.interrupt import Interrupt
 from hearthd.daemon.model import architectures
 from hearthd.daemon.model.graph import Graph, Tensors
 from hearthd.daemon.model.hyper import Hyper
@@ -27,7 +28,7 @@ class StepFailed(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """The step was ended by interrupt(); its sessions are as they were before."""
+    """The step was ended by its interrupt; its sessions are as they were before."""
 
 
 class ContextFull(RuntimeError):
@@ -91,6 +92,7 @@ class Engine:
         self._table = table
         self._queue = queue
         self._lock = threading.Lock()
+        self._closing = False
         self.hyper: Hyper
         module, self.hyper = architectures.describe(model)
         h = self.hyper
@@ -118,14 +120,22 @@ class Engine:
     def new_session(self) -> Session:
         return Session(self)
 
-    def step(self, batch: Sequence[tuple[Session, np.ndarray, Want]]) -> list[np.ndarray | None]:
+    def step(
+        self, batch: Sequence[tuple[Session, np.ndarray, Want]], interrupt: Interrupt | None = None
+    ) -> list[np.ndarray | None]:
         """Append tokens (int32) to sessions; logits float32 [n, n_vocab] of the last or all of them where wanted.
 
         Blocking, without the GIL. All or nothing: when it raises, every session is as before, or
-        closed where its model keeps recurrent state and the step had begun.
+        closed where its model keeps recurrent state and the step had begun. `interrupt` ends this step alone.
         """
+        interrupt = interrupt or Interrupt()
         with self._lock:
-            return self._step(batch)
+            if self._closing or not interrupt.begin(self.program.stop):
+                raise Interrupted("the step was interrupted before it began")
+            try:
+                return self._step(batch)
+            finally:
+                interrupt.over()
 
     def _step(self, batch: Sequence[tuple[Session, np.ndarray, Want]]) -> list[np.ndarray | None]:
         tokens = np.concatenate([np.asarray(t, dtype=np.int32) for _, t, _ in batch])
@@ -183,10 +193,6 @@ class Engine:
         found = self._queue.error(error.span) if self._queue is not None else None
         return StepFailed(self._table.failure(error.span, found, self._model.paths), error.span)
 
-    def interrupt(self, on: bool = True) -> None:
-        """End the running step, and every later one until interrupt(False). From any thread."""
-        self.program.stop(on)
-
     def trim(self) -> None:
         """Give back the memory of the step's buffers until the next step."""
         with self._lock:
@@ -241,6 +247,8 @@ class Engine:
         return counts
 
     def close(self) -> None:
-        self.interrupt()
+        """Ends the running step; no other begins."""
+        self._closing = True
+        self.program.stop(True)
         with self._lock:
             self.teams.close()
