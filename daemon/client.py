@@ -234,10 +234,11 @@ class Client(_Requests):
         return self.stream(request)
 
     def score(
-        self, tokens: list[int] | None = None, *, text: str = "", logits: bool = False
+        self, tokens: list[int] | None = None, *, text: str = "", logits: bool = False, logits_from: int = 0
     ) -> tuple[dict[str, Any], bytes | None]:
-        """Log-probabilities of the given tokens; with `logits` also float32 bytes, little endian, of `shape`."""
-        request = protocol.Score(tokens=tokens or [], text=text, logits=logits)
+        """Log-probabilities of the given tokens; with `logits` also float32 bytes, little endian, of `shape`: of the
+        positions from `logits_from` on. A reply holds `protocol.LOGITS_LIMIT` bytes of them."""
+        request = protocol.Score(tokens=tokens or [], text=text, logits=logits, logits_from=logits_from)
         reply, body = self._one(self._send(request))
         return _data(reply), body
 
@@ -421,10 +422,11 @@ class AsyncClient(_Requests):
             return (await self._receive(channel))[0]
 
     async def score(
-        self, tokens: list[int] | None = None, *, text: str = "", logits: bool = False
+        self, tokens: list[int] | None = None, *, text: str = "", logits: bool = False, logits_from: int = 0
     ) -> tuple[dict[str, Any], bytes | None]:
         """As `Client.score`."""
-        async with self._asked(protocol.Score(tokens=tokens or [], text=text, logits=logits)) as channel:
+        request = protocol.Score(tokens=tokens or [], text=text, logits=logits, logits_from=logits_from)
+        async with self._asked(request) as channel:
             reply, body = await self._receive(channel)
         return _data(reply), body
 

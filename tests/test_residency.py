@@ -285,6 +285,37 @@ async def test_warm_defer_and_pin_by_selection(houses: Any) -> None:
     assert house.table.layer[ready].tolist() == [1] and freed["freed_bytes"] >= EXPERT_BYTES
 
 
+async def test_waiting_for_what_is_not_to_come_any_more_ends(houses: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = houses(warm="off")
+    residency, results = house.residency, []
+    chosen = np.flatnonzero((house.table.expert == 3) & np.isin(house.table.layer, (1, 2))).astype(np.int32)
+
+    async def warm() -> None:
+        result = await residency.orders.warm(protocol.Selection(layers=[1, 2], experts=[3]), wait=True)
+        results.append([result[name] for name in ("queued", "ready", "failed", "deferred")])
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(residency.run)
+        await house.until(residency.warmed)
+        house.queue.pause((SWEEP,))
+        async with trio.open_nursery() as warming:
+            warming.start_soon(warm)
+            await house.until(lambda: residency.state == "warming")
+            await residency.orders.defer(protocol.Selection(layers=[2]))
+            house.queue.resume()
+            await house.until(lambda: results)
+        await residency.orders.defer(protocol.Selection())
+        # Ready and gone again between two looks: memory was wanted for others.
+        monkeypatch.setattr("hearthd.daemon.residency.orders.POLL_SECONDS", 0.2)
+        async with trio.open_nursery() as warming:
+            warming.start_soon(warm)
+            await house.until(lambda: np.all(house.spans.state[chosen] == READY))
+            residency.keeper.give_back(chosen[:1])
+            await house.until(lambda: len(results) == 2)
+        nursery.cancel_scope.cancel()
+    assert results == [[2, 1, 0, 1], [2, 1, 0, 1]]
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"experts": "eager"}, {"warm": "background", "budget": 10 * MIB}, {"warm": "off"}]
 )

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .. import protocol
 from . import Add, CommandError, connect, print_json, text_or_stdin, text_or_tokens, token_list, utf8
+
+if TYPE_CHECKING:
+    from ..client import Client
 
 
 def number(text: str) -> float:
@@ -163,17 +167,33 @@ def run_chat(given: argparse.Namespace) -> int:
                 messages.pop()
 
 
-def run_score(given: argparse.Namespace) -> None:
+def _save_logits(hearth: Client, tokens: list[int], path: str) -> dict[str, Any]:
+    """All logits into a file of NumPy's, asked for in pieces where they are more than a reply may hold, each the end of a
+    longer beginning. The reply to all tokens."""
     import numpy as np
 
-    text = text_or_tokens(given.text, given.tokens)
-    with connect(given) as hearth:
-        data, body = hearth.score(given.tokens, text=text, logits=bool(given.logits))
-    if given.logits:
+    row = 4 * hearth.status().model.vocabulary
+    most = max(protocol.LOGITS_LIMIT // max(row, 1), 1)
+    file: Any = None
+    data: dict[str, Any] = {}
+    for start in range(0, max(len(tokens), 1), most):
+        data, body = hearth.score(tokens[: start + most], logits=True, logits_from=start)
         if body is None:
             raise CommandError("the daemon sent no logits")
-        with open(given.logits, "wb") as file:  # np.save would append .npy to another name
-            np.save(file, np.frombuffer(body, "<f4").reshape(data["shape"]))
+        if file is None:  # np.save would append .npy to another name
+            file = np.lib.format.open_memmap(path, "w+", "<f4", (len(tokens), data["shape"][1]))
+        file[start : start + most] = np.frombuffer(body, "<f4").reshape(data["shape"])
+    return data | {"shape": list(file.shape)}
+
+
+def run_score(given: argparse.Namespace) -> None:
+    text = text_or_tokens(given.text, given.tokens)
+    with connect(given) as hearth:
+        if given.logits:
+            tokens = given.tokens if given.tokens is not None else hearth.tokenize(text)
+            data = _save_logits(hearth, tokens, given.logits)
+        else:
+            data, _ = hearth.score(given.tokens, text=text)
     if given.json:
         print_json(data)
         return

@@ -31,6 +31,7 @@ class Keeper:
         self.expert = np.asarray(table.expert)
         self._place = np.lexsort((table.offset, table.file)).argsort()
         self.pinned = np.zeros(len(self.nbytes), dtype=bool)
+        self.left = np.zeros(len(self.nbytes), dtype=np.int64)  # how often each has been READY and was given back
         self.recent: NDArray[np.float64] | None = None
         self.by_queue = False  # only the populate workers know on which node a page belongs
         self.remapped_bytes = 0
@@ -138,6 +139,7 @@ class Keeper:
         self.remapped_bytes += mapped
         gone = np.concatenate((gone, failed)).astype(np.int32)
         forgotten = self._queue.forget(gone) if len(gone) else 0
+        self._note_left(gone)
         self._queue.submit(SWEEP, failed)  # fails as well: then it is known, with its error and byte
         return mapped, forgotten
 
@@ -178,9 +180,15 @@ class Keeper:
 
     def give_back(self, ids: NDArray[np.int32]) -> int:
         """Evict these spans; the bytes that left the cache."""
+        there = ids[self._spans.state[ids] == READY]
         _, freed = self._queue.evict(ids[np.argsort(self._place[ids])])
+        self._note_left(there)
         self.given_back_bytes += freed
         return int(freed)
+
+    def _note_left(self, ids: NDArray[np.int32]) -> None:
+        """Of these, which were READY, those that are no longer."""
+        self.left[ids[self._spans.state[ids] != READY]] += 1
 
     def clear(self, ids: NDArray[np.int32]) -> int:
         """Evict what of these is resident, whoever read it. Blocks."""
