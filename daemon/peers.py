@@ -78,7 +78,8 @@ class Peers:
 
     async def run(self, monitor: Socket) -> None:
         while True:
-            self._handle([frame.bytes for frame in await monitor.recv()])
+            await monitor.readable()
+            self.empty_monitor()  # nothing is held over a checkpoint: `note` would see a later event first
 
     def __len__(self) -> int:
         return len(self._connected)

@@ -77,6 +77,12 @@ class Socket:
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 return message
 
+    async def readable(self) -> None:
+        """Until there is something to receive; it stays there."""
+        await trio.lowlevel.checkpoint()
+        while not self._settle() & zmq.POLLIN:
+            await self._readers.park()
+
     def recv_nowait(self) -> list[zmq.Frame]:
         """Raises zmq.Again when nothing is there."""
         try:

@@ -168,8 +168,8 @@ def run_chat(given: argparse.Namespace) -> int:
 
 
 def _save_logits(hearth: Client, tokens: list[int], path: str) -> dict[str, Any]:
-    """All logits into a file of NumPy's, asked for in pieces where they are more than a reply may hold, each the end of a
-    longer beginning. The reply to all tokens."""
+    """All logits into a file of NumPy's, in pieces where they are more than a reply may hold: each is asked for as the
+    end of a longer beginning. The reply to all tokens."""
     import numpy as np
 
     row = 4 * hearth.status().model.vocabulary
