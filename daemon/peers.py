@@ -5,9 +5,9 @@ libzmq's ROUTER_NOTIFY is in draft builds only. What every build has: a message 
 ZMQ_EVENT_DISCONNECTED). All come from the same I/O thread in order, so emptying the monitor before a message is looked
 at keeps a reused descriptor apart. Kept is what is connected now, and nothing of who has left.
 
-A client is a process, or a key: one program may open any number of connections, and gets no more by that. The kernel
-tells the process at the other end of an ipc connection (uid, gid and pid in libzmq's Peer-Address; all processes of one
-user that this one cannot see, in other pid namespaces, are one client), CURVE the key.
+A client is a process, or over TCP an address: one program may open any number of connections, and gets no more by that.
+The kernel tells the process at the other end of an ipc connection (uid, gid and pid in libzmq's Peer-Address; all
+processes of one user that this one cannot see, in other pid namespaces, are one client).
 """
 
 from __future__ import annotations
@@ -89,8 +89,7 @@ class Peers:
 
 
 def _owner(frame: zmq.Frame) -> str:
-    for name in ("User-Id", "Peer-Address"):
-        with suppress(zmq.ZMQError):
-            if found := frame.get(name):
-                return str(found)
-    return ""
+    try:
+        return str(frame.get("Peer-Address"))
+    except zmq.ZMQError:
+        return ""
