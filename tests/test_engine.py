@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from hearthd.cyext import kernels
+from hearthd.daemon.interrupt import Interrupt
 from hearthd.daemon.model.engine import ContextFull, Interrupted, StepFailed
 
 from tests.opened import Opened, greedy, logits_of, nmse
@@ -99,10 +100,11 @@ def test_interrupt_ends_a_step(tiny):
     tokens = np.array(facts["tokens"], np.int32)
     with Opened(folder / "moe-f16.gguf") as engine:
         session = engine.new_session()
-        engine.interrupt()
+        interrupt = Interrupt()
+        begin = interrupt.begin
+        interrupt.begin = lambda end: begin(end) and interrupt.ask() is None  # asked for as soon as it has begun
         with pytest.raises(Interrupted):
-            engine.step([(session, tokens, "last")])
-        engine.interrupt(False)
+            engine.step([(session, tokens, "last")], interrupt)
         assert session.length == 0
         assert engine.step([(session, tokens, "last")])[0] is not None
 

@@ -136,7 +136,7 @@ async def test_the_running_step_ends_with_its_request() -> None:
 async def test_requests_that_end_at_any_moment_end_no_step_of_others() -> None:
     engine, chance = Engine(0.0002), random.Random(11)
     ended: set[str] = set()
-    async with desk(engine) as made:
+    async with desk(engine, queue=1000) as made:
 
         def on_token(job: Job) -> bool:
             if job.name.startswith("guest") and chance.random() < 0.3:
