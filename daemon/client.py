@@ -7,7 +7,7 @@ For people who write their own:
     with Client() as hearth:                          # or Client("ipc:///run/hearthd/default.control")
         print(hearth.status().stats.state)
         stream = hearth.generate("Once upon a time", max_tokens=64)
-        for event in stream:                          # TokenEvent: .token, .text, .logprob
+        for event in stream:                          # TokenEvent: .text, .token (None: only the end completed it)
             print(event.text, end="", flush=True)
         print(stream.done.reason, stream.done.timings.generated)
 
@@ -115,8 +115,10 @@ class _Requests:
     endpoint: str
     _ids: Iterator[int]
 
-    def _next_id(self) -> str:
-        return f"{os.getpid()}-{next(self._ids)}"
+    def _name(self, request: protocol.Request) -> protocol.Id:
+        if request.id == "":
+            request.id = f"{os.getpid()}-{next(self._ids)}"
+        return request.id
 
     def _call(self, request: protocol.Request, convert: Callable[[dict[str, Any]], Any] = dict) -> Any:
         raise TypeError("use Client or AsyncClient")
@@ -153,7 +155,7 @@ class _Requests:
         """Lock the selected spans into memory, or release them."""
         return self._call(protocol.Pin(select=select or protocol.Selection(), release=release))
 
-    def cancel(self, target: str) -> Any:
+    def cancel(self, target: protocol.Id) -> Any:
         """End a request by its id."""
         return self._call(protocol.Cancel(target=target))
 
@@ -171,7 +173,7 @@ class Client(_Requests):
         self.endpoint = endpoints.control_to_connect(endpoint)
         self.timeout = timeout
         self._ids = itertools.count(1)
-        self._waiting: dict[str, deque[tuple[protocol.AnyReply, bytes | None]]] = {}
+        self._waiting: dict[protocol.Id, deque[tuple[protocol.AnyReply, bytes | None]]] = {}
         self._context: zmq.Context[Any] = zmq.Context()
         try:
             self._raw = _socket(self._context, self.endpoint, keys or os.environ.get("HEARTHD_KEYS", ""))
@@ -198,7 +200,7 @@ class Client(_Requests):
 
     def generate(
         self,
-        prompt: str = "",
+        prompt: str | None = None,
         *,
         tokens: list[int] | None = None,
         max_tokens: int = 256,
@@ -234,11 +236,11 @@ class Client(_Requests):
         return self.stream(request)
 
     def score(
-        self, tokens: list[int] | None = None, *, text: str = "", logits: bool = False, logits_from: int = 0
+        self, tokens: list[int] | None = None, *, text: str | None = None, logits: bool = False, logits_from: int = 0
     ) -> tuple[dict[str, Any], bytes | None]:
         """Log-probabilities of the given tokens; with `logits` also float32 bytes, little endian, of `shape`: of the
         positions from `logits_from` on. A reply holds `protocol.LOGITS_LIMIT` bytes of them."""
-        request = protocol.Score(tokens=tokens or [], text=text, logits=logits, logits_from=logits_from)
+        request = protocol.Score(tokens=tokens, text=text, logits=logits, logits_from=logits_from)
         reply, body = self._one(self._send(request))
         return _data(reply), body
 
@@ -276,26 +278,26 @@ class Client(_Requests):
         reply, _ = self._one(self._send(request))
         return convert(_data(reply))
 
-    def _send(self, request: protocol.Request) -> str:
-        request.id = request.id or self._next_id()
+    def _send(self, request: protocol.Request) -> protocol.Id:
+        id = self._name(request)
         frames = _frames(request)
-        self._waiting[request.id] = deque()
+        self._waiting[id] = deque()
         while True:
             try:
                 self._raw.send_multipart(frames, zmq.DONTWAIT)
-                return request.id
+                return id
             except zmq.Again:
                 if not self._raw.poll(int(CONNECT_SECONDS * 1000), zmq.POLLOUT):
-                    self._waiting.pop(request.id, None)
+                    self._waiting.pop(id, None)
                     raise Unreachable(f"the daemon at {self.endpoint} went away") from None
 
-    def _one(self, id: str) -> tuple[protocol.AnyReply, bytes | None]:
+    def _one(self, id: protocol.Id) -> tuple[protocol.AnyReply, bytes | None]:
         try:
             return self._next(id)
         finally:
             self._waiting.pop(id, None)
 
-    def _next(self, id: str) -> tuple[protocol.AnyReply, bytes | None]:
+    def _next(self, id: protocol.Id) -> tuple[protocol.AnyReply, bytes | None]:
         """The next reply to this request; replies to others are kept for them."""
         deadline = time.monotonic() + self.timeout if self.timeout is not None else None
         mine = self._waiting[id]
@@ -305,7 +307,7 @@ class Client(_Requests):
                 reply, body = _reply(self._raw.recv_multipart())
                 if reply.id in self._waiting:
                     self._waiting[reply.id].append((reply, body))
-                elif not reply.id:  # the daemon could not even read the id
+                elif reply.id == "":  # the daemon could not even read the id
                     mine.append((reply, body))
             elif not self._raw.poll(0, zmq.POLLOUT):
                 raise Unreachable(f"the daemon at {self.endpoint} went away")
@@ -313,7 +315,7 @@ class Client(_Requests):
                 raise TimedOut(f"no answer from {self.endpoint} in {self.timeout:g} s")
         return mine.popleft()
 
-    def _forget(self, id: str, *, cancel: bool) -> None:
+    def _forget(self, id: protocol.Id, *, cancel: bool) -> None:
         if self._waiting.pop(id, None) is not None and cancel and not self._raw.closed:
             with suppress(zmq.ZMQError):
                 self._raw.send_multipart(_frames(protocol.Cancel(id=f"{id}/cancel", target=id)), zmq.DONTWAIT)
@@ -330,7 +332,7 @@ def _data(reply: protocol.AnyReply) -> dict[str, Any]:
 class Stream:
     """The events of one generation: iterate for TokenEvents; `done` is there afterwards."""
 
-    def __init__(self, client: Client, id: str) -> None:
+    def __init__(self, client: Client, id: protocol.Id) -> None:
         self._client = client
         self.id = id
         self._done: protocol.Done | None = None
@@ -372,7 +374,7 @@ class AsyncClient(_Requests):
         self.endpoint = endpoint
         self._ids = itertools.count(1)
         self._socket = socket
-        self._waiting: dict[str, Any] = {}
+        self._waiting: dict[protocol.Id, Any] = {}
 
     async def pump(self) -> None:
         """Hands every reply to whoever asked; runs while the client is used."""
@@ -395,14 +397,14 @@ class AsyncClient(_Requests):
     async def _asked(self, request: protocol.Request) -> AsyncIterator[Any]:
         import trio
 
-        request.id = request.id or self._next_id()
+        id = self._name(request)
         send, receive = trio.open_memory_channel[tuple[protocol.AnyReply, bytes | None]](float("inf"))
-        self._waiting[request.id] = send
+        self._waiting[id] = send
         try:
             await self._socket.send(_frames(request))
             yield receive
         finally:
-            del self._waiting[request.id]
+            del self._waiting[id]
 
     async def _receive(self, channel: Any) -> tuple[protocol.AnyReply, bytes | None]:
         import trio
@@ -422,10 +424,10 @@ class AsyncClient(_Requests):
             return (await self._receive(channel))[0]
 
     async def score(
-        self, tokens: list[int] | None = None, *, text: str = "", logits: bool = False, logits_from: int = 0
+        self, tokens: list[int] | None = None, *, text: str | None = None, logits: bool = False, logits_from: int = 0
     ) -> tuple[dict[str, Any], bytes | None]:
         """As `Client.score`."""
-        request = protocol.Score(tokens=tokens or [], text=text, logits=logits, logits_from=logits_from)
+        request = protocol.Score(tokens=tokens, text=text, logits=logits, logits_from=logits_from)
         async with self._asked(request) as channel:
             reply, body = await self._receive(channel)
         return _data(reply), body

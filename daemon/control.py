@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
-import msgspec
 import trio
 import zmq
 
 from . import protocol
+from .inbox import Inbox, Letter
 from .outbox import QUEUED, Body, Full, Outbox, Room
 from .peers import Peers
 from .places import NoPlace, Place, Places
@@ -28,8 +28,7 @@ URGENT = (protocol.Cancel, protocol.Shutdown, protocol.Status)
 # Messages of one connection that libzmq reads ahead (ZMQ_RCVHWM). With the one that it is reading and the one that is
 # being looked at, a client can have three messages of MESSAGE_LIMIT bytes in memory before any limit of ours sees them.
 READ_AHEAD = 1
-
-KNOWN = {kind.__struct_config__.tag: kind for kind in protocol.AnyRequest.__args__}
+FRAMES = 8  # of a message; what has more is no request, whatever they are
 
 
 class Refused(Exception):
@@ -87,37 +86,14 @@ class Call:
         self.request = None
 
     def result(self, data: Any, body: Body | None = None) -> bool:
-        return self.reply(protocol.Result(id=self.id, data=msgspec.to_builtins(data)), body)
+        """`data`: what JSON has an object for, or that already as JSON (msgspec.Raw) where it is long."""
+        return self.reply(protocol.Result(id=self.id, data=data), body)
 
     def error(self, code: str, message: str, field: str = "") -> bool:
         return self.reply(protocol.Error(id=self.id, code=code, message=message, field=field))
 
 
 Handler = Callable[[Call], Awaitable[None]]
-
-
-def explain(body: bytes) -> protocol.Error:
-    """The error for a body that is no request, with the id if one can be read, naming the field at fault."""
-    try:
-        found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return protocol.Error(code="bad-json", message=f"not a JSON message: {error}")
-    if not isinstance(found, dict):
-        return protocol.Error(code="bad-json", message=f"expected a JSON object, got {type(found).__name__}")
-    id = given if isinstance(given := found.get("id"), str) else ""
-    op = found.get("op")
-    if not isinstance(op, str) or op not in KNOWN:
-        named = f"{op!r:.80}" if op is not None else "none"
-        message = f"unknown operation {named}; known: {', '.join(sorted(map(str, KNOWN)))}"
-        return protocol.Error(id=id, code="unknown-op", message=message, field="op")
-    try:
-        protocol.decode_request(body)
-    except (msgspec.ValidationError, RecursionError) as error:
-        # msgspec ends with "- at `$.sampling.top_k`" where it knows
-        text, _, place = str(error).partition(" - at `$")
-        field = place.rstrip("`").lstrip(".")
-        return protocol.Error(id=id, code="bad-field", message=f"{field}: {text}" if field else text, field=field)
-    return protocol.Error(id=id, code="failed", message="the message could not be read")
 
 
 class Control:
@@ -144,6 +120,7 @@ class Control:
         self._peers = Peers(self._raw, self._gone)
         binding.bind(self._raw)
         self.outbox: Outbox
+        self.inbox: Inbox
         self.in_progress: dict[bytes, set[Call]] = {}  # by connection
         self._places = Places()
         self.refused = 0
@@ -153,6 +130,7 @@ class Control:
 
     def _gone(self, peer: bytes) -> None:
         self.outbox.forget(peer)
+        self.inbox.forget(peer)
         for call in self.in_progress.get(peer, ()):
             call.left()
         for told in self._on_gone:
@@ -168,34 +146,43 @@ class Control:
             stack.callback(self._peers.close)
             self.outbox = Outbox(socket, self._gone, self._peers.hang_up)
             nursery = await stack.enter_async_context(trio.open_nursery())
+            self.inbox = Inbox(nursery, lambda letter, found: self._asked(letter, found, handlers, nursery))
             nursery.start_soon(self.outbox.run)
             nursery.start_soon(self._peers.run, monitor)
             task_status.started()
             try:
                 while True:
-                    self._take(await socket.recv(), handlers, nursery)
+                    self._take(await socket.recv(FRAMES))
             finally:
                 nursery.cancel_scope.cancel()
 
-    def _take(self, frames: list[zmq.Frame], handlers: dict[type, Handler], nursery: trio.Nursery) -> None:
+    def _take(self, frames: list[zmq.Frame]) -> None:
         peer = frames[0].bytes
         owner, here = self._peers.note(peer, frames[-1])
         parts = frames[1:]
         envelope = [peer]
-        if len(parts) > 1 and not parts[0].bytes:  # REQ puts an empty frame before the body
+        if len(parts) > 1 and not len(parts[0]):  # REQ puts an empty frame before the body
             envelope.append(b"")
             parts = parts[1:]
         if len(parts) != 1:
             self.refused += 1
-            message = f"expected one frame with a JSON body, got {len(parts)} frames"
+            count = str(len(parts)) if len(frames) < FRAMES else "many"
+            message = f"expected one frame with a JSON body, got {count} frames"
             self.outbox.send(peer, owner, envelope, protocol.Error(code="bad-json", message=message))
             return
-        body = parts[0].bytes
-        try:
-            request = protocol.decode_request(body)
-        except Exception:  # a message of any kind is answered
+        self.inbox.put(Letter(peer, owner, envelope, parts[0], here))
+
+    def _asked(
+        self,
+        letter: Letter,
+        request: protocol.AnyRequest | protocol.Error,
+        handlers: dict[type, Handler],
+        nursery: trio.Nursery,
+    ) -> None:
+        peer, owner, envelope = letter.peer, letter.owner, letter.envelope
+        if isinstance(request, protocol.Error):
             self.refused += 1
-            self.outbox.send(peer, owner, envelope, explain(body))
+            self.outbox.send(peer, owner, envelope, request)
             return
         urgent = isinstance(request, URGENT)
         if not (urgent or self.outbox.takes(peer)):
@@ -206,16 +193,16 @@ class Control:
             error = protocol.Error(id=request.id, code=code, message=message, field=field)
             self.outbox.send(peer, owner, envelope, error)
 
-        if request.v > protocol.VERSION:
-            refuse("version", f"this daemon speaks version {protocol.VERSION}, the message is of {request.v}", "v")
+        if getattr(request, "stream", False) and _socket_type(letter.frame) == "REQ":
+            refuse("bad-field", "stream: a REQ socket takes one reply only, a DEALER takes many", "stream")
             return
         try:
-            place = Place(self._places, owner, len(body), urgent=urgent)
+            place = Place(self._places, owner, len(letter.frame), urgent=urgent)
         except NoPlace as error:
             refuse("busy", str(error))
             return
-        call = Call(self, peer, owner, envelope, request, place, len(body))
-        if not here:
+        call = Call(self, peer, owner, envelope, request, place, len(letter.frame))
+        if not letter.here:
             call.left()
         self.in_progress.setdefault(peer, set()).add(call)
         nursery.start_soon(self._handle, call, place, handlers[type(request)])
@@ -247,4 +234,12 @@ class Control:
                 await trio.sleep(0.01)
 
 
-__all__ = ["Call", "Control", "Handler", "Refused", "Socket", "explain"]
+def _socket_type(frame: zmq.Frame) -> str:
+    """The sender's, as it said when it connected (ZMTP's property Socket-Type); empty where that is not known."""
+    try:
+        return str(frame.get("Socket-Type"))
+    except (zmq.ZMQError, ValueError):
+        return ""
+
+
+__all__ = ["Call", "Control", "Handler", "Refused", "Socket"]

@@ -11,12 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import trio
 
 from . import protocol
 from .interrupt import Interrupt
 from .model.sampling import StopMatcher, score
+
+Tokens = Sequence[int] | np.ndarray  # ids [n]; an int32 array is taken as it is
 
 SCORE_BYTES = 64 << 20  # logits of one scoring turn
 JOB_BYTES = 2048  # of a request beside its prompt
@@ -37,7 +40,7 @@ class Job(ABC):
     op = ""
     ready = True  # to take turns
 
-    def __init__(self, name: str, id: str, peer: bytes, tokens: Sequence[int], owner: str = "") -> None:
+    def __init__(self, name: str, id: protocol.Id, peer: bytes, tokens: Tokens, owner: str = "") -> None:
         self.name = name  # shown in status, a target of cancel
         self.id = id  # echoed in every reply
         self.peer = peer  # the connection
@@ -73,6 +76,10 @@ class Job(ABC):
     @abstractmethod
     def turn(self, engine: Any, interrupt: Interrupt) -> list[protocol.Reply]:
         """One step, which `interrupt` ends. Raises what `engine.step` raises; the job is unchanged then."""
+
+    def rest(self) -> list[protocol.Reply]:
+        """What the end alone completes, before the last reply. Once."""
+        return []
 
     @abstractmethod
     def finish(self, reason: str) -> tuple[protocol.Reply, Body | None]:
@@ -165,7 +172,7 @@ class GenerateJob(Job):
         *,
         name: str,
         peer: bytes,
-        tokens: Sequence[int],
+        tokens: Tokens,
         tokenizer: Any,
         sampler: Any,
         owner: str = "",
@@ -180,14 +187,12 @@ class GenerateJob(Job):
         self._sampler = sampler
         self._detokenizer = tokenizer.stream()
         self._vocabulary = tokenizer.n_vocab
-        self._until = StopMatcher([stop for stop in request.stop if stop])
+        self._until = StopMatcher(request.stop)
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
         self.warnings: list[protocol.Warning_] = []
-        if last := request.sampling.repeat_last:
-            for token in self.prompt[-last if last > 0 else 0 :].tolist():
-                sampler.accept(token)
+        sampler.begin(self.prompt)
 
     @property
     def generated(self) -> int:
@@ -218,7 +223,7 @@ class GenerateJob(Job):
         self.first = self.first or self.last
         if token in self._ends:
             self.ended = "stop"
-            return self._show(None, self._detokenizer.flush(), flush=True)
+            return []
         self._sampler.accept(token)
         self._tokens.append(token)
         if self._want_logprobs:
@@ -231,24 +236,26 @@ class GenerateJob(Job):
             self.ended = "length"
         return events
 
-    def _show(self, choice: Any, text: str, *, flush: bool = False) -> list[protocol.Reply]:
+    def _show(self, choice: Any, text: str) -> list[protocol.Reply]:
         shown = self._until.push(text)
-        if flush and self._until.found is None:
-            shown += self._until.flush()
         self._text.append(shown)
-        if not self.stream or choice is None:
-            return []  # text that only the end completes arrives with `done`
+        if not self.stream:
+            return []
         event = protocol.TokenEvent(id=self.id, token=int(choice.token), text=shown)
         if self._want_logprobs:
             event.logprob = float(choice.logprob)
             event.alternatives = [(int(token), float(logprob)) for token, logprob in choice.alternatives]
         return [event]
 
+    def rest(self) -> list[protocol.Reply]:
+        if self._until.found is not None:
+            return []
+        rest = self._until.push(self._detokenizer.flush())
+        rest += self._until.flush()
+        self._text.append(rest)
+        return [protocol.TokenEvent(id=self.id, token=None, text=rest)] if rest and self.stream else []
+
     def finish(self, reason: str) -> tuple[protocol.Reply, Body | None]:
-        if self._until.found is None and reason != "stop":
-            self._text.append(self._until.push(self._detokenizer.flush()))
-            if self._until.found is None:
-                self._text.append(self._until.flush())
         done = protocol.Done(
             id=self.id,
             reason=reason,
@@ -275,7 +282,7 @@ class ScoreJob(Job):
         *,
         name: str,
         peer: bytes,
-        tokens: Sequence[int],
+        tokens: Tokens,
         owner: str = "",
         room: Room | None = None,
     ) -> None:
@@ -286,6 +293,7 @@ class ScoreJob(Job):
         self._logits: np.ndarray | None = None  # float32 [positions from `logits_from` on, vocabulary]
         self._vocabulary = 0
         self._room = room
+        self._data: Any = None
 
     def turn(self, engine: Any, interrupt: Interrupt) -> list[protocol.Reply]:
         vocabulary = self._vocabulary = engine.hyper.n_vocab
@@ -304,14 +312,12 @@ class ScoreJob(Job):
         self.prompt_done = end
         self.first = self.last = time.monotonic()
         if not self.in_prompt:
+            self._data = self._numbers()
             self.ended = "stop"
         return []
 
-    def finish(self, reason: str) -> tuple[protocol.Reply, Body | None]:
-        self._release()
-        if reason != "stop":
-            message = f"scored {self.prompt_done} of {len(self.prompt)} tokens, then ended: {reason}"
-            return protocol.Error(id=self.id, code=reason, message=message), None
+    def _numbers(self) -> Any:
+        """The reply's data, as JSON already: of many tokens it takes its time, and this is the worker's thread."""
         known = [value for value in self._logprobs if value is not None]
         data: dict[str, Any] = {
             "tokens": self.prompt.tolist(),
@@ -321,8 +327,15 @@ class ScoreJob(Job):
             "shape": [len(self.prompt) - self._from, self._vocabulary],
             "seconds": self.last - self.started,
         }
+        return msgspec.Raw(msgspec.json.encode(data))
+
+    def finish(self, reason: str) -> tuple[protocol.Reply, Body | None]:
+        self._release()
+        if reason != "stop":
+            message = f"scored {self.prompt_done} of {len(self.prompt)} tokens, then ended: {reason}"
+            return protocol.Error(id=self.id, code=reason, message=message), None
         body = self._logits.reshape(-1).view(np.uint8).data if self._logits is not None else None
-        return protocol.Result(id=self.id, data=data), body
+        return protocol.Result(id=self.id, data=self._data), body
 
     def close(self) -> None:
         super().close()

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+import numpy as np
 import trio
 
 from . import protocol
@@ -20,14 +22,15 @@ from .scheduler import Busy, Scheduler
 from .telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from .config import Config
     from .model.template import Prompt
 
 THREADS = 2  # for tokenizing and the like
-LONG_TEXT = 4096  # characters that may be tokenized on the event loop's thread
+LONG = 4096  # characters or tokens that may be read and written on the event loop's thread
 COUNTED_CONTEXTS = 4  # tokens of a prompt that is too long are counted up to so many contexts, and no further
 SCORE_BYTES = 96  # of a scored token in the reply, beside its logits
-STOPS_LIMIT = 64
 
 
 class Operations:
@@ -76,25 +79,19 @@ class Operations:
     async def generate(self, call: Call) -> None:
         request: protocol.Generate = call.request
         self._check_open()
-        check_sampling(request)
         with self._queued(call) as arrival:
             await self._hearth.prepared()
-            if request.tokens is not None:
-                tokens = self._checked(request.tokens, "tokens")
-            else:
-                tokens = await self._encode(request.prompt, field="prompt")
-            self._start_generation(arrival, tokens, "tokens" if request.tokens is not None else "prompt")
+            field = "prompt" if request.tokens is None else "tokens"
+            self._start_generation(arrival, await self._prompt(request, field), field)
 
     async def chat(self, call: Call) -> None:
         request: protocol.Chat = call.request
         self._check_open()
-        check_sampling(request)
-        if not request.messages:
-            raise Refused("bad-field", "messages: there are none", "messages")
         with self._queued(call) as arrival:
             await self._hearth.prepared()
             prompt = await self._render(request)
             tokens = await self._encode(prompt.text, bos=False, field="messages")
+            self._check_text(tokens, "messages")
             self._start_generation(arrival, tokens, "messages", prompt.warnings)
 
     async def score(self, call: Call) -> None:
@@ -102,13 +99,10 @@ class Operations:
         self._check_open()
         with self._queued(call) as arrival:
             await self._hearth.prepared()
-            if request.tokens:
-                tokens = self._checked(request.tokens, "tokens")
-            else:
-                tokens = await self._encode(request.text, field="text")
-            if not tokens:
-                raise Refused("bad-field", "text: empty, there is nothing to score", "text")
-            self._check_length(tokens, "tokens" if request.tokens else "text")
+            field = "text" if request.tokens is None else "tokens"
+            tokens = await self._prompt(request, field)
+            if not len(tokens):
+                raise Refused("bad-field", f"{field}: empty, there is nothing to score", field)
             room = call.reserve(self._logits_bytes(request, len(tokens)) + SCORE_BYTES * len(tokens))
             job = ScoreJob(
                 request, name=arrival.name, peer=call.peer, tokens=tokens, owner=call.owner, room=room
@@ -119,7 +113,7 @@ class Operations:
         """Of the reply's second frame. Raises Refused."""
         if not request.logits:
             return 0
-        if not 0 <= request.logits_from < tokens:
+        if request.logits_from >= tokens:
             message = f"logits_from: {request.logits_from} is none of {tokens} positions"
             raise Refused("bad-field", message, "logits_from")
         row, wanted = 4 * self._hearth.engine.hyper.n_vocab, tokens - request.logits_from
@@ -133,12 +127,25 @@ class Operations:
         request: protocol.Tokenize = call.request
         await self._prepared(call)
         tokens = await self._encode(request.text, special=request.special, bos=request.bos)
-        call.result({"tokens": tokens, "count": len(tokens)})
+        if len(tokens) > protocol.TOKENS_LIMIT:
+            message = f"text: {len(tokens)} tokens, a reply may have {protocol.TOKENS_LIMIT}"
+            raise Refused("too-long", message, "text")
+        call.result(await self._ready({"tokens": tokens, "count": len(tokens)}, len(tokens)))
 
     async def detokenize(self, call: Call) -> None:
         await self._prepared(call)
-        tokens = self._checked(call.request.tokens, "tokens", self._hearth.tokenizer.n_vocab)
-        call.result({"text": await trio.to_thread.run_sync(self._hearth.tokenizer.decode, tokens)})
+        tokens = self._checked(call.request, self._hearth.tokenizer.n_vocab)
+
+        def decode() -> str:
+            starts = range(0, len(tokens), LONG)  # as Python's numbers a million of them would take the GIL for 50 ms
+            ids = itertools.chain.from_iterable(tokens[start : start + LONG].tolist() for start in starts)
+            return str(self._hearth.tokenizer.decode(ids))
+
+        text = decode() if len(tokens) <= LONG else await trio.to_thread.run_sync(decode, limiter=self._threads)
+        if len(text) > protocol.TEXT_LIMIT:
+            message = f"tokens: their text has {len(text)} characters, a reply may have {protocol.TEXT_LIMIT}"
+            raise Refused("too-long", message, "tokens")
+        call.result(await self._ready({"text": text}, len(text)))
 
     @contextmanager
     def _queued(self, call: Call) -> Iterator[Arrival]:
@@ -186,15 +193,18 @@ class Operations:
             raise Refused("template", f"the chat template refused the messages: {error}", "messages") from None
 
     def _start_generation(
-        self, arrival: Arrival, tokens: list[int], field: str, warnings: Sequence[tuple[str, str]] = ()
+        self,
+        arrival: Arrival,
+        tokens: Sequence[int] | NDArray[np.int32],
+        field: str,
+        warnings: Sequence[tuple[str, str]] = (),
     ) -> None:
         request = arrival.call.request
-        if not tokens:
+        if not len(tokens):
             bos = self._hearth.tokenizer.bos
             if bos is None:
                 raise Refused("bad-field", f"{field}: empty, and the model has no token to begin with", field)
             tokens = [bos]
-        self._check_length(tokens, field)
         tokenizer = self._hearth.tokenizer
         try:
             sampler = self._hearth.new_sampler(request.sampling)
@@ -222,7 +232,7 @@ class Operations:
         self._scheduler.submit(job, arrival)
 
     def _name(self, request: Any) -> str:
-        return request.id or f"r{next(self._numbers)}"
+        return str(request.id) or f"r{next(self._numbers)}"
 
     def _check_open(self) -> None:
         if self.stopping:
@@ -232,17 +242,36 @@ class Operations:
         limit = self._hearth.engine.context
         if len(tokens) > limit:
             raise Refused("too-long", f"the prompt has {len(tokens)} tokens, the context holds {limit}", field)
+
+    def _check_text(self, tokens: Sequence[int], field: str) -> None:
+        """The tokens of a text."""
+        self._check_length(tokens, field)
         rows = self._hearth.engine.hyper.n_vocab
-        if self._hearth.tokenizer.n_vocab > rows and max(tokens) >= rows:  # told as a warning when it was opened
-            message = f"{field}: token {max(tokens)} of its text is not among the {rows} that the model has"
+        if self._hearth.tokenizer.n_vocab > rows and (last := max(tokens, default=0)) >= rows:  # a warning told it
+            message = f"{field}: token {last} of its text is not among the {rows} that the model has"
             raise Refused("bad-field", message, field)
 
-    def _checked(self, tokens: list[int], field: str, limit: int = 0) -> list[int]:
-        vocabulary = limit or self._hearth.engine.hyper.n_vocab
-        for place, token in enumerate(tokens):
-            if not 0 <= token < vocabulary:
-                message = f"{field}[{place}]: {token} is no token of a vocabulary of {vocabulary}"
-                raise Refused("bad-field", message, f"{field}[{place}]")
+    async def _prompt(
+        self, request: protocol.Generate | protocol.Score, field: str
+    ) -> Sequence[int] | NDArray[np.int32]:
+        """Token ids [n] of a request's `tokens` or text, at most as many as the context holds."""
+        if field == "tokens":
+            self._check_length(request.tokens or (), field)
+            return self._checked(request, self._hearth.engine.hyper.n_vocab)
+        tokens = await self._encode(getattr(request, field), field=field)
+        self._check_text(tokens, field)
+        return tokens
+
+    def _checked(
+        self, request: protocol.Generate | protocol.Score | protocol.Detokenize, vocabulary: int
+    ) -> NDArray[np.int32]:
+        """The request's token ids [n], which it keeps no longer. Raises Refused naming one that is none."""
+        given, request.tokens = request.tokens or [], []
+        tokens = np.asarray(given, dtype=np.int32)
+        if (wrong := np.flatnonzero(tokens >= vocabulary)).size:
+            field = f"tokens[{wrong[0]}]"
+            message = f"{field}: {tokens[wrong[0]]} is no token of a vocabulary of {vocabulary}"
+            raise Refused("bad-field", message, field)
         return tokens
 
     async def _encode(
@@ -252,15 +281,21 @@ class Operations:
         from .model.tokenizer import TextTooLong
 
         context = self._hearth.engine.context
-        options = {"special": special, "bos": bos, "limit": COUNTED_CONTEXTS * context if field else None}
+        options = {"special": special, "bos": bos, "limit": COUNTED_CONTEXTS * context if field else protocol.TOKENS_LIMIT}
         encode = self._hearth.tokenizer.encode
         try:
-            if len(text) <= LONG_TEXT:
+            if len(text) <= LONG:
                 return list(encode(text, **options))
             return list(await trio.to_thread.run_sync(lambda: encode(text, **options), limiter=self._threads))
         except TextTooLong as error:
             message = str(error).replace("the text", "the prompt") + f", the context holds {context}" * bool(field)
             raise Refused("too-long", message, field or "text") from None
+
+    async def _ready(self, data: dict[str, Any], length: int) -> Any:
+        """A result's data, as JSON already where it is long."""
+        if length <= LONG:
+            return data
+        return await trio.to_thread.run_sync(lambda: msgspec.Raw(msgspec.json.encode(data)), limiter=self._threads)
 
     # -- state of the daemon -----------------------------------------------------------------------------------------
 
@@ -273,7 +308,7 @@ class Operations:
     async def experts(self, call: Call) -> None:
         layer = call.request.layer
         info = self._hearth.info
-        if layer is not None and not 0 <= layer < info.layers:
+        if layer is not None and layer >= info.layers:
             raise Refused("bad-field", f"layer: {layer} is none of {info.layers} layers", "layer")
         await self._prepared(call)
         call.result(await self._hearth.experts(layer))
@@ -322,13 +357,11 @@ class Operations:
             ("experts", select.experts, info.experts),
         ):
             for value in values or ():
-                if not 0 <= value < limit:
+                if value >= limit:
                     raise Refused("bad-field", f"select.{field}: {value} is none of {limit}", f"select.{field}")
-        if select.hottest is not None and select.hottest < 0:
-            raise Refused("bad-field", "select.hottest: negative", "select.hottest")
 
     async def cancel(self, call: Call) -> None:
-        target = call.request.target
+        target = str(call.request.target)
         jobs = [job for job in self._scheduler.jobs() if job.name == target]
         chosen = [job for job in jobs if job.peer == call.peer] or jobs
         if not chosen:
@@ -350,25 +383,3 @@ class Operations:
         if count := self._scheduler.end_all("gone", lambda job: job.peer == peer and not job.stop_reason):
             noun = "request" if count == 1 else "requests"
             self._telemetry.say("client-gone", f"a client went away: {count} {noun} dropped")
-
-
-def check_sampling(request: protocol.Generate | protocol.Chat) -> None:
-    """Raises Refused naming the field that is out of its range."""
-    sampling = request.sampling
-    ranges: tuple[tuple[str, float, float, float], ...] = (
-        ("max_tokens", request.max_tokens, 0, 1 << 24),
-        ("sampling.temperature", sampling.temperature, 0, 1e6),
-        ("sampling.top_k", sampling.top_k, 0, 1 << 31),
-        ("sampling.top_p", sampling.top_p, 0, 1),
-        ("sampling.min_p", sampling.min_p, 0, 1),
-        ("sampling.repeat_penalty", sampling.repeat_penalty, 0.01, 100),
-        ("sampling.repeat_last", sampling.repeat_last, -1, 1 << 24),
-        ("sampling.logprobs", sampling.logprobs, 0, 100),
-        ("sampling.seed", sampling.seed or 0, -(1 << 63), (1 << 64) - 1),
-        ("stop", len(request.stop), 0, STOPS_LIMIT),
-    )
-    for field, value, low, high in ranges:
-        if not low <= value <= high:
-            raise Refused("bad-field", f"{field}: {value} is not between {low} and {high}", field)
-
-

@@ -1,153 +1,218 @@
 """Messages between daemon and clients: one JSON body per ZeroMQ message, tagged unions, version 1.
 
-Owns the shapes of messages and nothing else. Unknown fields are ignored; a bad field is answered by an `error` that
-names it. A request that does not ask for a stream gets exactly one reply, so that a plain REQ socket can be a client.
+Owns the shapes of messages and nothing else; `reading` turns bytes into requests, `schema` prints the types. Requests
+are strict: an unknown field, or a value outside its limits, is answered by an `error` that names it. Replies may get
+new fields: clients ignore what they do not know. A request that does not ask for a stream gets exactly one reply, so
+that a plain REQ socket can be a client.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from . import utf8
 
 VERSION = 1
+
+# What a request may hold. The longest legal ones are a prompt for a context of a million tokens: 8 MiB as text, as much
+# as token ids. One message must not stop the daemon for the others while it is decoded.
 MESSAGE_LIMIT = 12 << 20  # bytes of a request; libzmq closes the connection of who sends more
+TEXT_LIMIT = 8 << 20  # characters
+TOKENS_LIMIT = 1 << 20
+ID_LIMIT = 256  # bytes: an id is in every reply, and in what everybody sees of the daemon
+STOPS_LIMIT, STOP_LIMIT = 64, 1024  # stop strings, and characters of one
+PARTS_LIMIT = 1 << 15  # values of a chat: messages, their fields, tools, arguments of the template
+DEPTH_LIMIT = 64  # of lists and objects in what a template gets
+STRUCTURE_LIMIT = 256 << 10  # bytes of a chat that are not in its strings: brackets, commas, numbers
+SELECTED_LIMIT = 4096  # layers, experts
 LOGITS_LIMIT = 24 << 20  # bytes of the logits frame of one reply
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Requests
 
+Id = str | Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | float
+Text = Annotated[str, Meta(max_length=TEXT_LIMIT)]
+Tokens = Annotated[list[Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]], Meta(max_length=TOKENS_LIMIT)]
+Stop = Annotated[list[Annotated[str, Meta(min_length=1, max_length=STOP_LIMIT)]], Meta(max_length=STOPS_LIMIT)]
+MaxTokens = Annotated[int, Meta(ge=0, le=1 << 24)]
+Parts = Annotated[list[dict[str, Any]], Meta(max_length=PARTS_LIMIT)]
+Selected = Annotated[list[Annotated[int, Meta(ge=0, le=1 << 16)]], Meta(max_length=SELECTED_LIMIT)]
 
-class Request(Struct, tag_field="op", kw_only=True, omit_defaults=True):
-    id: str = ""  # echoed in every reply; chosen by the client
-    v: int = VERSION
+
+class Request(Struct, tag_field="op", kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    id: Annotated[Id, Meta(description="repeated in every reply; at most 256 bytes")] = ""
+    v: Annotated[int, Meta(ge=1, le=1 << 31, description="the protocol's version that the client speaks")] = VERSION
 
 
-class Sampling(Struct, kw_only=True, omit_defaults=True):
-    """How the next token is chosen. Temperature 0 is greedy."""
+class Sampling(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How the next token is chosen."""
 
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    repeat_last: int = 64
-    seed: int | None = None
-    logprobs: int = 0  # how many alternatives to report per token
+    temperature: Annotated[float, Meta(ge=0, le=1_000_000, description="0 is greedy")] = 0.8
+    top_k: Annotated[int, Meta(ge=0, le=(1 << 31) - 1, description="of so many likeliest; 0: of all")] = 40
+    top_p: Annotated[
+        float, Meta(ge=0, le=1, description="of the likeliest that make up this share; 1: of all, 0 is greedy")
+    ] = 0.95
+    min_p: Annotated[
+        float, Meta(ge=0, le=1, description="of those at least so likely, relative to the likeliest; 0: of all")
+    ] = 0.05
+    repeat_penalty: Annotated[
+        float, Meta(ge=0.01, le=100, description="makes tokens that were there less likely; 1: off")
+    ] = 1.0
+    repeat_last: Annotated[
+        int, Meta(ge=-1, le=1 << 24, description="so many last tokens are penalised; -1: all")
+    ] = 64
+    seed: Annotated[
+        Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None,
+        Meta(description="the same seed, the same answer; none: another one each time"),
+    ] = None
+    logprobs: Annotated[
+        int, Meta(ge=0, le=100, description="so many alternatives are told with every token; 0: no log-probabilities")
+    ] = 0
 
 
 class Status(Request, tag="status"):
-    pass
+    """The daemon, its options in effect, state, warnings, last numbers."""
 
 
-class Generate(Request, tag="generate", kw_only=True, omit_defaults=True):
-    """Continue a prompt: text, or token ids (`tokens` wins)."""
+class Generate(Request, tag="generate", kw_only=True):
+    """Continue a prompt: `prompt` or `tokens`."""
 
-    prompt: str = ""
-    tokens: list[int] | None = None
-    max_tokens: int = 256
-    sampling: Sampling = msgspec.field(default_factory=Sampling)
-    stop: list[str] = []
-    ignore_eos: bool = False
-    stream: bool = False
-
-
-class Message(Struct, kw_only=True, omit_defaults=True):
-    role: str
-    content: Any = ""
-    # Whatever else a template reads (tool_calls, reasoning_content, name) travels untouched.
-    extra: dict[str, Any] = {}
+    prompt: Annotated[Text | None, Meta(description="text to continue")] = None
+    tokens: Annotated[Tokens | None, Meta(description="token ids instead of text")] = None
+    max_tokens: Annotated[MaxTokens, Meta(description="how many tokens at most")] = 256
+    sampling: Annotated[Sampling, Meta(description="how tokens are chosen")] = msgspec.field(default_factory=Sampling)
+    stop: Annotated[Stop, Meta(description="texts that end the answer; it ends before them")] = []
+    ignore_eos: Annotated[bool, Meta(description="an end token is a token like any other")] = False
+    stream: Annotated[bool, Meta(description="a `token` event for every token; not from a REQ socket")] = False
 
 
-class Chat(Request, tag="chat", kw_only=True, omit_defaults=True):
-    messages: list[dict[str, Any]] = []
-    tools: list[dict[str, Any]] | None = None
-    template_arguments: dict[str, Any] = {}
-    continue_last: bool = False  # the last message, an assistant's, is the beginning of the answer
-    max_tokens: int = 256
-    sampling: Sampling = msgspec.field(default_factory=Sampling)
-    stop: list[str] = []
-    ignore_eos: bool = False
-    stream: bool = False
+class Chat(Request, tag="chat", kw_only=True):
+    """Answer a conversation through the model's chat template."""
+
+    messages: Annotated[Parts, Meta(min_length=1, description="`role` and `content`, and what else the template reads")]
+    tools: Annotated[Parts | None, Meta(description="tools that the template may show to the model")] = None
+    template_arguments: Annotated[
+        dict[str, Any], Meta(max_length=PARTS_LIMIT, description="the template's own, such as `enable_thinking`")
+    ] = {}
+    continue_last: Annotated[
+        bool, Meta(description="the last message, an assistant's, is the beginning of the answer")
+    ] = False
+    max_tokens: Annotated[MaxTokens, Meta(description="how many tokens at most")] = 256
+    sampling: Annotated[Sampling, Meta(description="how tokens are chosen")] = msgspec.field(default_factory=Sampling)
+    stop: Annotated[Stop, Meta(description="texts that end the answer; it ends before them")] = []
+    ignore_eos: Annotated[bool, Meta(description="an end token is a token like any other")] = False
+    stream: Annotated[bool, Meta(description="a `token` event for every token; not from a REQ socket")] = False
 
 
-class Tokenize(Request, tag="tokenize", kw_only=True, omit_defaults=True):
-    text: str = ""
-    special: bool = True  # parse special tokens in the text
-    bos: bool | None = None  # None: as the model's metadata says
+class Tokenize(Request, tag="tokenize", kw_only=True):
+    """Text to token ids."""
+
+    text: Annotated[Text, Meta(description="what to tokenize")]
+    special: Annotated[bool, Meta(description="special tokens in the text are tokens, not text")] = True
+    bos: Annotated[bool | None, Meta(description="begin with BOS; none: as the model's metadata says")] = None
 
 
-class Detokenize(Request, tag="detokenize", kw_only=True, omit_defaults=True):
-    tokens: list[int] = []
+class Detokenize(Request, tag="detokenize", kw_only=True):
+    """Token ids to text."""
+
+    tokens: Annotated[Tokens, Meta(description="token ids")]
 
 
-class Score(Request, tag="score", kw_only=True, omit_defaults=True):
-    """Log-probability of each given token after those before it; optionally the raw logits."""
+class Score(Request, tag="score", kw_only=True):
+    """Log-probability of each token after those before it: `text` or `tokens`."""
 
-    tokens: list[int] = []
-    text: str = ""
-    logits: bool = False  # the reply carries a second frame: float32 [positions, vocabulary], little endian
-    logits_from: int = 0  # of the positions from here on: how logits of many tokens are asked for piece by piece
+    text: Annotated[Text | None, Meta(description="text to score")] = None
+    tokens: Annotated[Tokens | None, Meta(description="token ids instead of text")] = None
+    logits: Annotated[
+        bool, Meta(description="a second frame: float32 logits [positions, vocabulary], little endian")
+    ] = False
+    logits_from: Annotated[
+        int, Meta(ge=0, le=TOKENS_LIMIT, description="of the positions from here on: many are asked for piece by piece")
+    ] = 0
 
 
-class Residency(Request, tag="residency", kw_only=True, omit_defaults=True):
-    by: Literal["role", "layer", "node", "tensor"] = "role"
+class Residency(Request, tag="residency", kw_only=True):
+    """What is mapped, cached, deferred; measured at that moment."""
+
+    by: Annotated[Literal["role", "layer", "node", "tensor"], Meta(description="a row for each")] = "role"
 
 
-class Experts(Request, tag="experts", kw_only=True, omit_defaults=True):
-    layer: int | None = None
+class Experts(Request, tag="experts", kw_only=True):
+    """How often each expert was used, and how much of it is resident."""
+
+    layer: Annotated[
+        Annotated[int, Meta(ge=0, le=1 << 16)] | None, Meta(description="of this layer only; none: of all")
+    ] = None
 
 
 class Plan(Request, tag="plan"):
-    pass
+    """Bytes per role and type, what the budget admits, what each option would do."""
 
 
-class Selection(Struct, kw_only=True, omit_defaults=True):
+class Selection(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Which spans an operation means. Empty: all experts."""
 
-    layers: list[int] | None = None
-    experts: list[int] | None = None
-    hottest: int | None = None  # so many hottest experts of each layer
-    dense: bool = False
+    layers: Annotated[Selected | None, Meta(description="of these layers; none: of all")] = None
+    experts: Annotated[Selected | None, Meta(description="these experts; none: all")] = None
+    hottest: Annotated[
+        Annotated[int, Meta(ge=0, le=1 << 16)] | None, Meta(description="so many hottest experts of each layer")
+    ] = None
+    dense: Annotated[bool, Meta(description="the dense spans too")] = False
 
 
-class Warm(Request, tag="warm", kw_only=True, omit_defaults=True):
-    select: Selection = msgspec.field(default_factory=Selection)
-    stream: bool = False
-    wait: bool = False
+class Warm(Request, tag="warm", kw_only=True):
+    """Populate the selected spans."""
+
+    select: Annotated[Selection, Meta(description="which spans")] = msgspec.field(default_factory=Selection)
+    wait: Annotated[bool, Meta(description="the reply comes when it is done")] = False
+    stream: Annotated[bool, Meta(description="wait, and tell the progress; not from a REQ socket")] = False
 
 
-class Defer(Request, tag="defer", kw_only=True, omit_defaults=True):
-    select: Selection = msgspec.field(default_factory=Selection)
+class Defer(Request, tag="defer", kw_only=True):
+    """Give the selected spans' pages back."""
+
+    select: Annotated[Selection, Meta(description="which spans")] = msgspec.field(default_factory=Selection)
 
 
-class Pin(Request, tag="pin", kw_only=True, omit_defaults=True):
-    select: Selection = msgspec.field(default_factory=Selection)
-    release: bool = False
+class Pin(Request, tag="pin", kw_only=True):
+    """Populate the selected spans and never give them back for others."""
+
+    select: Annotated[Selection, Meta(description="which spans")] = msgspec.field(default_factory=Selection)
+    release: Annotated[bool, Meta(description="treat them like the others again")] = False
 
 
-class Cancel(Request, tag="cancel", kw_only=True, omit_defaults=True):
-    target: str = ""  # the id of the request to end
+class Cancel(Request, tag="cancel", kw_only=True):
+    """End a request."""
+
+    target: Annotated[Id, Meta(description="the id of the request to end")]
 
 
 class Shutdown(Request, tag="shutdown"):
-    pass
+    """Finish the answers in progress and exit."""
 
 
 AnyRequest = (
     Status | Generate | Chat | Tokenize | Detokenize | Score | Residency | Experts | Plan | Warm | Defer | Pin | Cancel
     | Shutdown
 )
+OPERATIONS: dict[str, type[Request]] = {str(kind.__struct_config__.tag): kind for kind in AnyRequest.__args__}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Replies
 
 
+def _said(empty: Any) -> Any:
+    """A field that is in every reply of its kind, also when it is empty: plain clients read it without asking."""
+    return msgspec.field(default_factory=lambda: empty)
+
+
 class Reply(Struct, tag_field="event", kw_only=True, omit_defaults=True):
-    id: str = ""
+    """What a reply says in `event`. A field that is empty is left out, but for those made by `_said`."""
+
+    id: Id = ""
     v: int = VERSION
 
 
@@ -160,12 +225,14 @@ class Error(Reply, tag="error", kw_only=True, omit_defaults=True):
 class Result(Reply, tag="result", kw_only=True, omit_defaults=True):
     """The answer of an operation that is not a generation."""
 
-    data: dict[str, Any] = {}
+    data: dict[str, Any]
 
 
 class TokenEvent(Reply, tag="token", kw_only=True, omit_defaults=True):
-    token: int
-    text: str = ""  # whole characters only; a token may complete none
+    """The texts of a stream's token events add up to the `text` of its `done`."""
+
+    token: int | None  # none: the text that only the end completed, in the last event
+    text: str = _said("")  # whole characters only; a token may complete none
     logprob: float | None = None
     alternatives: list[tuple[int, float]] = []
 
@@ -186,9 +253,9 @@ class Timings(Struct, kw_only=True):
 
 
 class Done(Reply, tag="done", kw_only=True, omit_defaults=True):
-    reason: str = ""  # stop, length, stop-string, cancelled, stopping, context, failed
-    text: str = ""
-    tokens: list[int] = []
+    reason: str  # stop, length, stop-string, cancelled, stopping, context
+    text: str = _said("")
+    tokens: list[int] = msgspec.field(default_factory=lambda: [])
     logprobs: list[float] = []
     warnings: list[Warning_] = []  # of chat: what of the request did not reach the model
     timings: Timings = msgspec.field(default_factory=Timings)
@@ -336,7 +403,6 @@ class StatusData(Struct, kw_only=True):
 
 
 _encoder = msgspec.json.Encoder()
-_requests = msgspec.json.Decoder(AnyRequest)
 _replies = msgspec.json.Decoder(AnyReply)
 _telemetry = msgspec.json.Decoder(AnyTelemetry)
 
@@ -344,11 +410,6 @@ _telemetry = msgspec.json.Decoder(AnyTelemetry)
 def encode(message: Struct) -> bytes:
     """The body. What the daemon tells may name files that are not UTF-8 (see utf8.py); what a client asks may not."""
     return _encoder.encode(message) if isinstance(message, Request) else utf8.json(message)
-
-
-def decode_request(body: bytes) -> AnyRequest:
-    """Raises msgspec.ValidationError or msgspec.DecodeError."""
-    return _requests.decode(body)
 
 
 def decode_reply(body: bytes) -> AnyReply:

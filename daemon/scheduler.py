@@ -260,6 +260,8 @@ class Scheduler:
     def _finish(self, job: Job, reason: str) -> None:
         job.ended = job.ended or reason
         if reason != "gone":
+            for event in job.rest():
+                self._deliver(job, event, None)
             reply, body = job.finish(reason)
             self._deliver(job, reply, body)
         job.close()

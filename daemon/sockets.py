@@ -59,19 +59,26 @@ class Socket:
             await trio.lowlevel.wait_readable(self._fd)
             self._settle()
 
-    async def recv(self) -> list[zmq.Frame]:
-        """The next message's frames (as zmq.Frame: `.bytes`, and `.get` for the sender's properties)."""
+    async def recv(self, most: int = 1 << 30) -> list[zmq.Frame]:
+        """The next message's frames (as zmq.Frame: `.bytes`, and `.get` for the sender's properties).
+
+        Of a message with more than `most` frames the first ones; the others are dropped.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         parked = False
         while True:
             try:
-                message = self.raw.recv_multipart(zmq.DONTWAIT, copy=False)
+                message = [self.raw.recv(zmq.DONTWAIT, copy=False)]
             except zmq.Again:
                 if self._writers:
                     self._settle()
                 await self._readers.park()
                 parked = True
             else:
+                while message[-1].more and len(message) < most:  # a message is there whole, or not at all
+                    message.append(self.raw.recv(zmq.DONTWAIT, copy=False))
+                if message[-1].more:
+                    await self._drop_the_rest()
                 self._after_call()
                 if not parked:
                     await trio.lowlevel.cancel_shielded_checkpoint()
@@ -82,6 +89,13 @@ class Socket:
         await trio.lowlevel.checkpoint()
         while not self._settle() & zmq.POLLIN:
             await self._readers.park()
+
+    async def _drop_the_rest(self) -> None:
+        """A message may have a million frames: the others have their turns in between."""
+        dropped = 1
+        while self.raw.recv(zmq.DONTWAIT, copy=False).more:
+            if (dropped := dropped + 1) % 64 == 0:
+                await trio.lowlevel.cancel_shielded_checkpoint()
 
     def recv_nowait(self) -> list[zmq.Frame]:
         """Raises zmq.Again when nothing is there."""

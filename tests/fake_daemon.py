@@ -27,9 +27,9 @@ from hearthd.daemon.protocol import (
     Stats,
     StatusData,
     Warning_,
-    decode_request,
     encode,
 )
+from hearthd.daemon.reading import read
 from hearthd.tui.units import size
 
 GIB = 1 << 30
@@ -286,7 +286,7 @@ class FakeDaemon:
                 self.published += 1
             if control.poll(max(1, int(1000 * min(0.02, due - time.monotonic())))):
                 *route, body = control.recv_multipart()
-                request = decode_request(body)
+                request = read(body)
                 op = type(request).__name__.lower()
                 self.asked.append(op)
                 data = msgspec.to_builtins(self.scenario.status(t)) if op == "status" else {"started": True}

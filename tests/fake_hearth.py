@@ -132,6 +132,9 @@ class Choice:
 
 
 class Sampler:
+    def begin(self, prompt: np.ndarray) -> None:
+        pass
+
     def accept(self, token: int) -> None:
         pass
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import zmq
-from hearthd.daemon import control, protocol
+from hearthd.daemon import protocol
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-OPS = sorted(str(tag) for tag in control.KNOWN if tag != "shutdown")
+OPS = sorted(tag for tag in protocol.OPERATIONS if tag != "shutdown")
 FIELDS = ("id", "v", "prompt", "tokens", "max_tokens", "sampling", "stop", "ignore_eos", "stream", "messages", "tools",
           "template_arguments", "text", "special", "bos", "logits", "by", "layer", "select", "wait", "release",
           "target")  # fmt: skip
@@ -31,7 +31,7 @@ requests = st.sampled_from(
     [
         {"op": "generate", "prompt": "abc", "max_tokens": 3},
         {"op": "score", "tokens": [1, 2, 3]},
-        {"op": "status", "new": {"in": "version 9"}},
+        {"op": "status", "v": 1},
     ]
 ).map(lambda message: json.dumps(message).encode())
 halves = st.tuples(requests, st.integers(1, 40)).map(lambda pair: pair[0][: -pair[1]] or b"{")
@@ -134,6 +134,35 @@ def test_a_huge_message_closes_only_its_connection(daemon: Any, dealer: zmq.Sock
         socket.send(b'{"op":"tokenize","text":"' + b"a" * protocol.MESSAGE_LIMIT + b'"}')
         assert not socket.poll(200)
     assert alive(daemon, dealer)
+
+
+def test_long_and_short_messages_of_a_client_are_answered_in_order(dealer: zmq.Socket[bytes]) -> None:
+    text = b'{"op":"tokenize","id":%d,"text":"' + b"a" * (1 << 20) + b'"}'
+    for body in (text % 1, b'{"op":"status","id":2}', b'{"op":"tokenize","id":3,"text":5}', text % 4):
+        dealer.send_multipart([b"", body])
+    ids = []
+    while len(ids) < 4:
+        assert dealer.poll(10000)
+        ids.append(protocol.decode_reply(dealer.recv_multipart()[1]).id)
+    assert ids.index(2) < ids.index(3) < ids.index(4) and set(ids) == {1, 2, 3, 4}
+
+
+def test_a_message_of_many_frames_is_one_that_is_refused(dealer: zmq.Socket[bytes]) -> None:
+    dealer.send_multipart([b"", *[b"{}"] * 5000])
+    assert dealer.poll(10000)
+    assert "frames" in protocol.decode_reply(dealer.recv_multipart()[1]).message
+    assert isinstance(ask(dealer, b'{"op":"status"}'), protocol.Result)
+
+
+def test_a_request_is_cancelled_by_its_number(dealer: zmq.Socket[bytes]) -> None:
+    dealer.send_multipart([b"", b'{"op":"generate","id":7,"tokens":[5],"ignore_eos":true,"max_tokens":400}'])
+    dealer.send_multipart([b"", b'{"op":"cancel","id":8,"target":7}'])
+    last = {}
+    while set(last) != {7, 8}:
+        assert dealer.poll(10000)
+        reply = protocol.decode_reply(dealer.recv_multipart()[1])
+        last[reply.id] = reply
+    assert last[7].reason in ("cancelled", "length")
 
 
 def test_a_flood_is_answered_or_refused(daemon: Any, dealer: zmq.Socket[bytes]) -> None:

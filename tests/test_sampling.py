@@ -46,6 +46,7 @@ P = logits_of([0.05, 0.4, 0.1, 0.25, 0.2])
         ({"top_p": 0.6, "min_p": 0.3}, {1, 3}),
         ({"top_p": 0.9, "min_p": 0.6}, {1, 3}),
         ({"temperature": 1e-300}, {1}),
+        ({"top_p": 0.0}, {1}),
     ],
 )
 def test_filters(sampling, tokens):
@@ -93,6 +94,20 @@ def test_repetition_penalty():
     assert (logits == before).all()
 
 
+@pytest.mark.parametrize("last", [-1, 0, 1, 3, 100])
+def test_the_penalty_looks_back_at_the_last_tokens(last):
+    rng = np.random.default_rng(1)
+    prompt, more = rng.integers(0, 50, 40).astype(np.int32), rng.integers(0, 50, 40).tolist()
+    logits = np.ones(40, np.float32)  # ids from 40 on are of a vocabulary that is larger than the model's
+    sampler = Sampler(Sampling(repeat_penalty=2.0, repeat_last=last), 40)
+    sampler.begin(prompt)
+    for count, token in enumerate(more, 41):
+        sampler.accept(token)
+        every = [*prompt.tolist(), *more][:count]
+        seen = {token for token in every[-last if last > 0 else 0 if last else count :] if token < 40}
+        assert set(np.flatnonzero(sampler._adjusted(logits) == 0.5).tolist()) == seen
+
+
 def test_forbidden_tokens_never_come():
     for sampling in ({}, {"temperature": 0.0}, {"top_k": 4}, {"top_p": 0.99}, {"min_p": 0.01}):
         assert not drawn(P, forbidden=[1, 3], **sampling) & {1, 3}
@@ -134,7 +149,7 @@ def test_logits_that_are_no_numbers(bad, temperature):
     [
         ("temperature", -1.0),
         ("temperature", math.nan),
-        ("top_p", 0.0),
+        ("top_p", -0.1),
         ("top_p", 1.1),
         ("min_p", -0.1),
         ("repeat_penalty", 0.0),

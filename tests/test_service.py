@@ -89,14 +89,22 @@ async def test_plain_req_client(tmp_path: Path) -> None:
             with zmq.Context() as context, context.socket(zmq.REQ) as socket:
                 socket.connect(endpoint)
                 answers = []
-                for message in ({"op": "status"}, {"op": "generate", "prompt": "a", "max_tokens": 2}):
+                for message in (
+                    {"op": "status"},
+                    {"op": "generate", "prompt": "a", "max_tokens": 2},
+                    {"op": "generate", "prompt": "a", "id": 7, "stop": ["b"]},
+                    {"op": "generate", "prompt": "a", "stream": True},
+                    {"op": "warm", "stream": True},
+                ):
                     socket.send_json(message)
                     answers.append(socket.recv_json())
                 return answers
 
-        status, done = await trio.to_thread.run_sync(ask)
+        status, done, empty, *streams = await trio.to_thread.run_sync(ask)
         assert status["event"] == "result" and status["data"]["protocol"] == protocol.VERSION
         assert done["event"] == "done" and done["text"] == "bc"
+        assert (empty["id"], empty["reason"], empty["text"], empty["tokens"]) == (7, "stop-string", "", [98])
+        assert [(answer["code"], answer["field"]) for answer in streams] == [("bad-field", "stream")] * 2
 
 
 async def test_generation_ends_where_it_should(tmp_path: Path) -> None:
@@ -117,6 +125,33 @@ async def test_generation_ends_where_it_should(tmp_path: Path) -> None:
         with pytest.raises(client.RequestError, match="256") as refused:
             await collect(hearth, protocol.Generate(tokens=[1, 256]))
         assert refused.value.field == "tokens[1]"
+
+
+async def test_a_stream_adds_up_to_its_text(tmp_path: Path) -> None:
+    """Also the text that only the end completes: the beginning of a stop string that did not come."""
+    async with serving(tmp_path, context=40) as (endpoint, fake, _), client.connect(endpoint) as hearth:
+
+        async def ends(reason: str, text: str, **fields: Any) -> None:
+            shown, done = [], None
+            async for event in hearth.stream(protocol.Generate(**fields)):
+                if isinstance(event, protocol.Done):
+                    done = event
+                    continue
+                shown.append(event)
+                if reason == "cancelled" and len(shown) == 3:
+                    await hearth.cancel("me")
+            assert done is not None and done.reason == reason
+            assert "".join(event.text for event in shown) == done.text
+            assert [event.token for event in shown if event.token is not None] == done.tokens
+            assert done.text.startswith(text) and all(event.token is not None for event in shown[:-1])
+
+        await ends("length", "defg", prompt="abc", max_tokens=4, stop=["fgz"])
+        await ends("stop", "\xfb\xfc\xfd\xfe\xff", tokens=[250], stop=["\xfe\xff!"])
+        await ends("stop-string", "de", prompt="abc", stop=["fgz", "fgh"])
+        await ends("stop-string", "", prompt="abc", stop=["d"])
+        await ends("context", "e", tokens=[100] * 30, max_tokens=100, stop=["mno!"])
+        fake.engine.pause = 0.01
+        await ends("cancelled", "EFG", id="me", prompt="BCD", max_tokens=30, stop=["EFGHIJKLMNOPQRSTUVWXYZ[!"])
 
 
 async def test_clients_take_turns(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class Link:
         if self.collector.link != "up" or not await self._send(request):
             self.collector.note("error", "not-sent", f"{what}: the daemon is away", self.clock())
             return
-        self._actions[request.id] = what
+        self._actions[str(request.id)] = what
 
     def _socket(self, kind: int) -> zmq.asyncio.Socket:
         socket = self._context.socket(kind)
@@ -135,16 +135,16 @@ class Link:
     def _take_reply(self, frames: list[bytes]) -> None:
         reply = protocol.decode_reply(frames[-1])
         now = self.clock()
-        what = self._actions.pop(reply.id, "")
+        what = self._actions.pop(id := str(reply.id), "")
         if what:
             if isinstance(reply, protocol.Error):
                 self.collector.note("error", reply.code, f"{what}: {reply.message}", now)
             elif isinstance(reply, protocol.Progress):
-                self._actions[reply.id] = what
+                self._actions[id] = what
             else:
                 self.collector.note("info", "done", what, now)
             return
-        if not reply.id.startswith("status-"):
+        if not id.startswith("status-"):
             return
         self._unanswered = False
         if isinstance(reply, protocol.Error):

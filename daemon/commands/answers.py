@@ -21,6 +21,9 @@ def number(text: str) -> float:
     return value
 
 
+STDIN = "- reads standard input, less one newline at its end"
+TEXT = "text; " + STDIN
+
 SAMPLING = (
     ("--temperature", number, "0 is greedy (default: 0.8)"),
     ("--top-k", int, "0 switches it off (default: 40)"),
@@ -35,20 +38,20 @@ SAMPLING = (
 
 def register(add: Add) -> None:
     generate = add("generate", "continue a text or token ids", run_generate, json=True)
-    generate.add_argument("prompt", nargs="?", help="text; - reads standard input")
+    generate.add_argument("prompt", nargs="?", help=TEXT)
     generate.add_argument("--tokens", type=token_list, metavar="IDS", help="token ids instead of text: 1,2,3")
     _generation(generate)
     chat = add("chat", "talk through the model's chat template; interactive on a terminal", run_chat, json=True)
-    chat.add_argument("message", nargs="?", help="one message; - reads standard input")
+    chat.add_argument("message", nargs="?", help="one message; " + STDIN)
     chat.add_argument("--system", help="a system message to begin with")
     chat.add_argument("--begin", metavar="TEXT", help="what the first answer begins with; the model goes on from there")
     _generation(chat)
     score = add("score", "log-probabilities of given tokens", run_score, json=True)
-    score.add_argument("text", nargs="?", help="text; - reads standard input")
+    score.add_argument("text", nargs="?", help=TEXT)
     score.add_argument("--tokens", type=token_list, metavar="IDS", help="token ids instead of text: 1,2,3")
     score.add_argument("--logits", metavar="OUT.npy", help="save float32 logits [positions, vocabulary]")
     tokenize = add("tokenize", "text to token ids", run_tokenize, json=True)
-    tokenize.add_argument("text", nargs="?", help="text; - reads standard input")
+    tokenize.add_argument("text", nargs="?", help=TEXT)
     tokenize.add_argument("--no-special", action="store_true", help="special tokens in the text are ordinary text")
     tokenize.add_argument("--bos", action=argparse.BooleanOptionalAction, default=None, help="begin with BOS")
     detokenize = add("detokenize", "token ids to text", run_detokenize, json=True)
@@ -72,16 +75,14 @@ def _sampling(given: argparse.Namespace) -> dict[str, Any]:
 
 def _play(stream: Any, given: argparse.Namespace) -> Any:
     """Print a stream as it comes (or collect it for --json); its Done. Ctrl-C ends the request, not only us."""
-    events = []
-    shown = 0
+    alternatives = []
     try:
         for event in stream:
-            if given.json:
-                events.append(event)
-            else:
+            if not given.json:
                 sys.stdout.write(event.text)
                 sys.stdout.flush()
-                shown += len(event.text)
+            elif event.token is not None:
+                alternatives.append(event.alternatives)
     except KeyboardInterrupt:
         if not given.json:
             print(file=sys.stderr)
@@ -98,10 +99,10 @@ def _play(stream: Any, given: argparse.Namespace) -> Any:
             data["warnings"] = done.warnings
         if given.logprobs:
             data["logprobs"] = done.logprobs
-            data["alternatives"] = [event.alternatives for event in events]
+            data["alternatives"] = alternatives
         print_json(data)
     else:
-        print(done.text[shown:], flush=True)  # what only the end completed
+        print(flush=True)
         for warning in done.warnings:
             print(f"hearthctl: {warning.message}", file=sys.stderr)
         if done.reason not in ("stop", "length", "stop-string"):
@@ -190,7 +191,7 @@ def run_score(given: argparse.Namespace) -> None:
     text = text_or_tokens(given.text, given.tokens)
     with connect(given) as hearth:
         if given.logits:
-            tokens = given.tokens if given.tokens is not None else hearth.tokenize(text)
+            tokens = given.tokens if given.tokens is not None else hearth.tokenize(text or "")
             data = _save_logits(hearth, tokens, given.logits)
         else:
             data, _ = hearth.score(given.tokens, text=text)

@@ -57,14 +57,22 @@ class Sampler:
         self.n_vocab = n_vocab
         self.seed: int = sampling.seed if sampling.seed is not None else random.SystemRandom().getrandbits(32)
         self._sampling = sampling
+        self._greedy = sampling.temperature == 0 or sampling.top_k == 1 or sampling.top_p == 0
         self._random = random.Random(self.seed)
         self._forbidden = np.array(sorted(token for token in forbidden if 0 <= token < n_vocab), dtype=np.int64)
-        keep = sampling.repeat_last if sampling.repeat_last >= 0 else None
-        self._recent: deque[int] = deque(maxlen=keep)
+        self._recent: _Recent | None = None
+        if sampling.repeat_penalty != 1 and sampling.repeat_last:
+            self._recent = _Recent(n_vocab, sampling.repeat_last)
+
+    def begin(self, prompt: NDArray[np.int32]) -> None:
+        """Tell of the prompt's tokens [n], for the repetition penalty."""
+        if self._recent is not None:
+            self._recent.begin(prompt)
 
     def accept(self, token: int) -> None:
-        """Tell of a token of the prompt or of a chosen one, for the repetition penalty. `sample` does not do it."""
-        self._recent.append(token)
+        """Tell of a chosen token, for the repetition penalty. `sample` does not do it."""
+        if self._recent is not None:
+            self._recent.add(token)
 
     def sample(self, logits: NDArray[np.float32]) -> Choice:
         """Choose from logits [n_vocab]. Raises SamplingError if any is not finite or their number is wrong."""
@@ -79,7 +87,7 @@ class Sampler:
         adjusted = self._adjusted(logits)
         if adjusted is not logits:
             top = int(adjusted.argmax())
-        token = top if self._sampling.temperature == 0 or self._sampling.top_k == 1 else self._draw(adjusted, top)
+        token = top if self._greedy else self._draw(adjusted, top)
         count = self._sampling.logprobs
         if count <= 0:
             return Choice(token)
@@ -90,12 +98,11 @@ class Sampler:
     def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits after the repetition penalty (Keskar et al. 2019, CTRL, section 4.1) and without forbidden tokens."""
         penalty = self._sampling.repeat_penalty
-        penalise = penalty != 1.0 and bool(self._recent)
-        if not penalise and not self._forbidden.size:
+        seen = self._recent.seen() if self._recent is not None else self._forbidden[:0]
+        if not seen.size and not self._forbidden.size:
             return logits
         adjusted = logits.copy()
-        if penalise:
-            seen = np.array([token for token in set(self._recent) if 0 <= token < self.n_vocab], dtype=np.int64)
+        if seen.size:
             values = adjusted[seen].astype(np.float64)
             limit = np.finfo(np.float32).max  # a wild penalty must not make infinities
             adjusted[seen] = np.clip(np.where(values > 0, values / penalty, values * penalty), -limit, limit)
@@ -148,6 +155,32 @@ class Sampler:
         return np.concatenate((above, np.flatnonzero(logits == values[keep - 1])[: keep - len(above)]))
 
 
+class _Recent:
+    """Which tokens are among the last ones: counts by token, so that a long look back costs a step no more."""
+
+    def __init__(self, n_vocab: int, last: int) -> None:
+        self._last = last  # negative: all
+        self._order: deque[int] = deque()  # the last ones, oldest first; empty where all count
+        self._counts = np.zeros(n_vocab + 1, dtype=np.int64)  # one more for what has no logit
+
+    def begin(self, tokens: NDArray[np.int32]) -> None:
+        kept = np.minimum(tokens[-self._last if self._last > 0 else 0 :], len(self._counts) - 1)
+        self._counts += np.bincount(kept, minlength=len(self._counts))
+        if self._last > 0:
+            self._order.extend(kept.tolist())
+
+    def add(self, token: int) -> None:
+        token = min(token, len(self._counts) - 1)
+        self._counts[token] += 1
+        if self._last > 0:
+            self._order.append(token)
+            if len(self._order) > self._last:
+                self._counts[self._order.popleft()] -= 1
+
+    def seen(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self._counts[:-1])
+
+
 class StopMatcher:
     """Finds stop strings in a stream of text, over the borders of its pieces.
 
@@ -159,7 +192,7 @@ class StopMatcher:
         if not all(stops):
             raise SamplingError("a stop string is empty", "stop")
         self._stops = list(stops)
-        self._fallbacks = [_borders(stop) for stop in stops]
+        self._fallbacks: list[list[int]] = []  # made where the first text comes: not on the event loop's thread
         self._matched = [0] * len(stops)  # how much of each stop string the text so far ends with
         self._held = ""
         self.found: str | None = None  # the stop string that was met
@@ -170,6 +203,8 @@ class StopMatcher:
             return ""
         if not self._stops:
             return text
+        if not self._fallbacks:
+            self._fallbacks = [_borders(stop) for stop in self._stops]
         pending = self._held + text
         for at in range(len(self._held), len(pending)):
             for index, stop in enumerate(self._stops):
@@ -223,7 +258,7 @@ def score(logits: NDArray[np.float32], tokens: Sequence[int]) -> list[float]:
 def _check(sampling: Sampling) -> None:
     bounds: Iterable[tuple[str, Any, bool, str]] = (
         ("temperature", sampling.temperature, sampling.temperature >= 0, "0 (greedy) or more"),
-        ("top_p", sampling.top_p, 0 < sampling.top_p <= 1, "more than 0, at most 1"),
+        ("top_p", sampling.top_p, 0 <= sampling.top_p <= 1, "from 0 to 1"),
         ("min_p", sampling.min_p, 0 <= sampling.min_p <= 1, "from 0 to 1"),
         ("repeat_penalty", sampling.repeat_penalty, sampling.repeat_penalty > 0, "more than 0"),
         ("repeat_last", sampling.repeat_last, sampling.repeat_last >= -1, "-1 (all), 0 (none) or more"),
