@@ -204,6 +204,21 @@ def test_what_cannot_be_done_is_said_in_a_line(
     assert ran.returncode == code and says in error and "Traceback" not in error, error
 
 
+@pytest.mark.parametrize("command", ["generate", "tokenize", "score", "chat"])
+def test_one_newline_of_a_pipe_is_not_the_prompts(daemon: Any, command: str) -> None:
+    program = [sys.executable, "-m", "hearthd.daemon.ctl", command, "-", "--json", "--control", daemon.endpoint]
+    program += ["-n", "2"] if command in ("generate", "chat") else []
+    answers = []
+    for stdin in (b"ab", b"ab\n", b"ab\n\n"):
+        ran = subprocess.run(program, input=stdin, capture_output=True, check=True, env=os.environ)
+        answers.append(json.loads(ran.stdout)["tokens"])
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_protocol_prints_a_schema(hearthctl: Any) -> None:
+    assert json.loads(hearthctl("protocol"))["$defs"]["request"]["anyOf"]
+
+
 def test_a_request_that_no_daemon_takes_is_not_sent(
     daemon: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

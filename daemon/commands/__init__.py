@@ -107,16 +107,18 @@ def utf8(text: str) -> str:
 
 
 def text_or_stdin(text: str | None) -> str:
-    """The argument; `-`, or nothing where a pipe is there, means standard input."""
+    """The argument; `-`, or nothing where a pipe is there, means standard input, less the one newline at its end that
+    `echo` and every editor put there: a model would continue after it, on another line.
+    """
     if text == "-" or (text is None and not sys.stdin.isatty()):
-        return read_stdin()
+        return read_stdin().removesuffix("\n")
     return utf8(text or "")
 
 
-def text_or_tokens(text: str | None, tokens: Sequence[int] | None) -> str:
-    """The text, which is empty beside token ids. Raises CommandError when both are given."""
+def text_or_tokens(text: str | None, tokens: Sequence[int] | None) -> str | None:
+    """The text; None beside token ids. Raises CommandError when both are given."""
     if tokens is None:
         return text_or_stdin(text)
     if text is not None:
         raise CommandError("a text and --tokens exclude each other", 2)
-    return ""
+    return None

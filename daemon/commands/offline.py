@@ -1,4 +1,4 @@
-"""Commands that need no daemon: plan a model that nobody serves yet, synthesise one."""
+"""Commands that need no daemon: plan a model that nobody serves yet, synthesise one, print the protocol."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def register(add: Add) -> None:
     synth.add_argument("--type", default="Q4_K_M", help="default: Q4_K_M")
     synth.add_argument("--unevenness", type=float, metavar="SHARE", help="of the choices that the busiest quarter gets")
     synth.add_argument("--seed", type=int, default=0)
+    add("protocol", "the JSON Schema of requests, replies and telemetry", run_protocol)
 
 
 def _size(text: str, flag: str, total: int = 0) -> int:
@@ -153,3 +154,9 @@ def run_synth(given: argparse.Namespace) -> None:
         print_json({"path": made.path, "bytes": made.nbytes, "summary": made.summary})
     else:
         print(f"{made.path}: {made.summary}")
+
+
+def run_protocol(given: argparse.Namespace) -> None:
+    from ..schema import schema
+
+    print_json(schema())
