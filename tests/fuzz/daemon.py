@@ -147,6 +147,7 @@ class Client:
     """A DEALER of its own, with a context of its own: nothing of it outlives it, and it may live in any process."""
 
     def __init__(self, endpoint: str, **options: int) -> None:
+        self.endpoint = endpoint
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.linger = 0

@@ -122,17 +122,18 @@ def _ask(hearth: Any) -> None:
     with the prompt in two steps, which may differ as rounding does, but must be finite."""
     engine = hearth.engine
     vocabulary = engine.hyper.n_vocab
-    first = _answer(engine, PROMPT % vocabulary, len(PROMPT))
-    _answer(engine, OTHER % vocabulary, len(OTHER))
-    again = _answer(engine, PROMPT % vocabulary, len(PROMPT))
+    prompt = PROMPT[: max(1, engine.context - TOKENS)] % vocabulary
+    first = _answer(engine, prompt, len(prompt))
+    _answer(engine, OTHER[: engine.context] % vocabulary, len(OTHER))
+    again = _answer(engine, prompt, len(prompt))
     if not np.array_equal(first, again):
         raise Wrong("unequal", f"the same request was answered {_tokens(first)} and {_tokens(again)}, logits differ by "
                     f"{np.abs(first - again).max():g}")  # fmt: skip
-    _answer(engine, PROMPT % vocabulary, 2)
+    _answer(engine, prompt, 2)
 
 
 def _answer(engine: Any, prompt: np.ndarray, chunk: int) -> np.ndarray:
-    """Logits [TOKENS, n_vocab], each of the likeliest token before."""
+    """Logits [n, n_vocab], each of the likeliest token before; n is TOKENS where the context has room for them."""
     session = engine.new_session()
     try:
         found = []
@@ -145,7 +146,7 @@ def _answer(engine: Any, prompt: np.ndarray, chunk: int) -> np.ndarray:
                 raise Wrong("not finite", f"logits after {session.length} tokens: {int((~np.isfinite(step)).sum())} of "
                             f"{step.size} are not finite")  # fmt: skip
             found.append(step[-1].copy())
-            if len(found) == TOKENS:
+            if len(found) == TOKENS or session.length == engine.context:
                 return np.array(found)
             (step,) = engine.step([(session, np.array([step[-1].argmax()], np.int32), "last")])
     finally:
