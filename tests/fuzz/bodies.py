@@ -18,14 +18,15 @@ from hearthd.daemon import protocol
 
 BLOCK = 1000  # messages of one seed
 KINDS = [kind for kind in typing.get_args(protocol.AnyRequest) if kind is not protocol.Shutdown]
-TEXTS = ("", "a", "abc", "r1", "once upon a time", "\x00", "\u2028", "日本", "\U0001f600", "x" * 300, "null", "-1", "{}",
-         "<|im_start|>", "\\", '"', "role", "layer", "greedy")  # fmt: skip
+TEXTS = ("", "a", "abc", "r1", "once upon a time", "\x00", "\u2028", "日本", "\U0001f600", "x" * 300, "null", "-1",
+         "{}", "<|im_start|>", "\\", '"', "role", "layer", "greedy")  # fmt: skip
 NUMBERS = (0, 1, -1, 2, 3, 7, 16, 63, 64, 65, 100, 255, 256, 639, 640, 4096, 1 << 16, 1 << 24, (1 << 31) - 1, 1 << 31,
            (1 << 32) - 1, 1 << 53, (1 << 63) - 1, 1 << 63, 1 << 64, -(1 << 31), -(1 << 63), 10**40)  # fmt: skip
 REALS = (0.0, -0.0, 0.5, 1.0, 1.5, -1.5, 1e-300, 5e-324, 1e308, -1e308, 0.1, 1e22, 3.0000000000000001)
-PIECES = (b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\\u", b"\\ud800", b"null", b"true", b"-", b"1e999", b"1e-999",
-          b"NaN", b"Infinity", b"0x1", b"00", b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\x00", b"\xef\xbb\xbf", b"/**/",
-          b'"op":', b'"id":', b'"tokens":[', b'"sampling":{', b'"v":2', b"99999999999999999999999999")  # fmt: skip
+PIECES = (b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\\u", b"\\ud800", b"null", b"true", b"-", b"1e999",
+          b"1e-999", b"NaN", b"Infinity", b"0x1", b"00", b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\x00",
+          b"\xef\xbb\xbf", b"/**/", b'"op":', b'"id":', b'"tokens":[', b'"sampling":{', b'"v":2',
+          b"99999999999999999999999999")  # fmt: skip
 
 
 class Bodies:

@@ -231,7 +231,8 @@ class Bystander:
 
     def _live(self, endpoint: str, pipe: Any, pause: float, seconds: float) -> None:
         asked = failed = 0
-        longest, wrong = 0.0, []
+        longest = 0.0
+        wrong: list[Answer] = []
         with Client(endpoint) as client:
             while not pipe.poll(pause):
                 began = time.monotonic()

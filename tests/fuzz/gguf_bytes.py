@@ -158,7 +158,7 @@ def _value(raw: bytes, at: int, kind: int) -> tuple[Any, int]:
     if element in SCALARS:
         layout = f"<{min(told, (len(raw) - at) // struct.calcsize(SCALARS[element]))}{SCALARS[element]}"
         return List(element, struct.unpack_from(layout, raw, at)), at + struct.calcsize(layout)
-    values = []
+    values: list[Any] = []
     while len(values) < told and at < len(raw):
         inner, at = _value(raw, at, element)
         values.append(inner)

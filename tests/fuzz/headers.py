@@ -2,13 +2,13 @@
 
     python -m tests.fuzz.headers --count 200000 --seed 1 [--jobs 2] [--tensors]
 
-from the repository's root, with any installed hearthd. Case N of a seed changes one to three metadata values of one of the
-small models (types, ranges, lengths, names; with --tensors also entries of the tensor directory). Each is opened and asked
-in a forked process, as the daemon does it; a death by a signal, an exception that is no refusal, answers that differ or are
-not finite, a refusal that names nothing, more than --seconds, and memory beyond --megabytes are faults. Every
-thousandth (--command) goes through the command `hearthd` as well: exit code 65 before READY, or answers on its socket.
-It prints a table, and of each kind of fault the first case; `--one N` runs that case alone and says more (--keep FILE keeps
-its file). The exit code is 1 if there were faults. Some 40 files a second on one core.
+from the repository's root, with any installed hearthd. Case N of a seed changes one to three metadata values of one of
+the small models (types, ranges, lengths, names; with --tensors also entries of the tensor directory). Each is opened
+and asked in a forked process, as the daemon does it; a death by a signal, an exception that is no refusal, answers that
+differ or are not finite, a refusal that names nothing, more than --seconds, and memory beyond --megabytes are faults.
+Every thousandth (--command) goes through the command `hearthd` as well: exit code 65 before READY, or answers on its
+socket. It prints a table, and of each kind of fault the first case; `--one N` runs that case alone and says more
+(--keep FILE keeps its file). The exit code is 1 if there were faults. Some 40 files a second on one core.
 
 Under AddressSanitizer and UndefinedBehaviorSanitizer: see tests/fuzz/sanitized, which builds and runs this.
 
@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 
 from .daemon import PACKAGED, QUESTION, Daemon, NoAnswer, essence, models
 from .mutations import Change, Corpus, Model, collect
-from .trial import GOOD, Outcome, refusal, trial
+from .trial import GOOD, Outcome, ours, refusal, trial
 
 FOLDERS = ("tiny", "arch", "tiny-ik", "arch2")
 BATCH = 200  # files before a process of its own ends
@@ -106,7 +106,7 @@ class Run:
         self._corpus, self._options = corpus, options
         self._files = Files(directory)
         self._log = directory / "log"
-        self.counts = {kind: 0 for kind in GOOD}
+        self.counts = dict.fromkeys(GOOD, 0)
         self.faults: list[Fault] = []
 
     def change(self, number: int) -> Change:
@@ -177,7 +177,8 @@ class Run:
         outcome = outcome._replace(where=outcome.where or " ".join(sorted(change.touched)))
         fault = Fault(number, f"{change.model.name}: {'; '.join(change.words)}", outcome)
         if not any(fault.signature() == known.signature() for known in self.faults):
-            print(f"case {number}: {fault.signature()}\n    {fault.words}\n    {outcome.text.splitlines()[:1]}", flush=True)
+            first = outcome.text.partition("\n")[0]
+            print(f"case {number}: {fault.signature()}\n    {fault.words}\n    {first}", flush=True)
         self.faults.append(fault)
 
     def _child(self, shared: Shared, writing: int, start: int, stop: int) -> None:
@@ -245,8 +246,8 @@ def _last_place(text: str) -> str:
         if line.startswith("SUMMARY:") or "runtime error:" in line:
             return line.removeprefix("SUMMARY: ").partition(" (")[0][-120:]
     for line in text.splitlines():
-        if 'File "' in line and "/lib/python" not in line and "tests/fuzz" not in line and "site-packages" not in line:
-            name = line.partition('File "')[2].partition('"')[0]
+        name = line.partition('File "')[2].partition('"')[0]
+        if ours(name):
             return f"{os.path.basename(name)}:{line.rpartition(' in ')[2]}"
     return ""
 
@@ -265,7 +266,7 @@ def corpus_of(folders: Path | None, *, only: str = "") -> Corpus:
         files = Files(made)
 
         def accepted(path: Path) -> bool:
-            return only in f"{path.parent.name}/{path.name}"
+            return only.lower() in f"{path.parent.name}/{path.name}".lower()
 
         found = collect([folders / name for name in FOLDERS] if folders else [], accepted)
         found += collect([PACKAGED.parent], accepted)
@@ -305,8 +306,8 @@ def one(corpus: Corpus, options: argparse.Namespace) -> int:
 
 def table(counts: dict[str, int], faults: list[Fault], options: argparse.Namespace, seconds: float) -> None:
     total = sum(counts.values()) + len(faults)
-    print(f"\nseed {options.seed}, cases {options.start} to {options.start + options.count - 1}"
-          f"{', tensors too' if options.tensors else ''}: {total} in {seconds:.0f} s ({total / seconds:.0f}/s)\n")  # fmt: skip
+    cases = f"cases {options.start} to {options.start + options.count - 1}" + ", tensors too" * options.tensors
+    print(f"\nseed {options.seed}, {cases}: {total} in {seconds:.0f} s ({total / seconds:.0f}/s)\n")
     print("| outcome | files |\n| --- | --- |")
     for kind, count in counts.items():
         print(f"| {kind} | {count} |")

@@ -1,15 +1,15 @@
-"""Messages of any kind put to the control protocol's decoder, and to a living daemon beside a client that asks in peace.
+"""Messages of any kind put to the control protocol's decoder, and to a living daemon beside a client with a question.
 
     python -m tests.fuzz.messages --decoder 10000000 --seed 1
     python -m tests.fuzz.messages --daemon 1000000 --seed 1 [--senders 3] [--fake]
 
-from the repository's root, with any installed hearthd. The decoder is called in this process's children: every body becomes a
-request that is the same when it is written and read again, or an error with a code, words, and no more bytes than --error;
-anything else, a death, or more than --seconds for one body is a fault. `--one N` reads message N alone and prints both.
+from the repository's root, with any installed hearthd. The decoder is called in this process's children: every body
+becomes a request that is the same when it is written and read again, or an error with a code, words, and no more bytes
+than --error; anything else, a death, or more than --seconds for one body is a fault. `--one N` reads message N alone.
 
-The daemon is sent the same bodies by several clients, in frames of all kinds, some of them by clients that go away; it has
-to live, to write no traceback, to answer each sender's status between, and every request of the bystander as if alone.
-The exit code is 1 if there were faults. Some 60,000 messages a second are decoded, some 2,000 sent, on one core.
+The daemon is sent such bodies by several clients, in frames of all kinds, some by clients that go away; it has to live,
+to write no traceback, to answer each sender's status between, and every request of the bystander as if alone. The exit
+code is 1 if there were faults. Some 10,000 messages a second are decoded, some 1,500 sent, on one core.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def decoder() -> Callable[[bytes], Any]:
 
 
 def fault_of(decode: Callable[[bytes], Any], body: bytes, longest: int) -> tuple[str, str]:
-    """What became of a body (its operation, or the error's code), and what is wrong with that; empty when nothing is."""
+    """What became of a body (its operation, or the error's code), and what is wrong with that, if anything is."""
     found = decode(body)
     if isinstance(found, protocol.Error):
         written = protocol.encode(found)
@@ -228,7 +228,8 @@ def run_daemon(options: argparse.Namespace) -> int:
         for sender in range(options.senders):
             receive, send = forked.Pipe(duplex=False)
             count = options.daemon // options.senders
-            child = forked.Process(target=send_blocks, args=(daemon.endpoint, options, sender, count, send), daemon=True)
+            told = (daemon.endpoint, options, sender, count, send)
+            child = forked.Process(target=send_blocks, args=told, daemon=True)
             child.start()
             send.close()
             pipes.append(receive)
@@ -243,7 +244,8 @@ def run_daemon(options: argparse.Namespace) -> int:
                 lost, found = lost + 1, (0, 0, Counter(), 0, 0.0)
             sent, replies, silent = sent + found[0], replies + found[1], silent + found[3]
             events, longest = events + found[2], max(longest, found[4])
-        alive, after, log, tracebacks = daemon.alive, daemon.memory() if daemon.alive else 0, daemon.log, daemon.tracebacks()
+        alive, log, tracebacks = daemon.alive, daemon.log, daemon.tracebacks()
+        after = daemon.memory() if alive else 0
         try:
             seen = bystander.stop() if alive else None
         except NoAnswer:
@@ -256,9 +258,11 @@ def run_daemon(options: argparse.Namespace) -> int:
     print(f"| tracebacks in its log | {tracebacks} |")
     print(f"| status unanswered between | {silent}; longest wait {longest:.2f} s |")
     print(f"| senders that died | {lost} |")
-    print(f"| bystander | {f'{seen.asked} asked, {seen.failed} failed, longest {seen.longest:.2f} s' if seen else 'none'} |")
+    words = f"{seen.asked} asked, {seen.failed} failed, longest {seen.longest:.2f} s" if seen else "not answered"
+    print(f"| bystander | {words} |")
     print(f"| memory | {before >> 20} MiB before, {after >> 20} MiB after |")
-    print(f"| replies | {replies}: {', '.join(f'{name} {count}' for name, count in events.most_common())} |", flush=True)
+    words = ", ".join(f"{name} {count}" for name, count in events.most_common())
+    print(f"| replies | {replies}: {words} |", flush=True)
     if tracebacks or not alive:
         at = log.find("Traceback")
         print(log[at - 300 : at + 2500] if at >= 0 else log[-2500:])

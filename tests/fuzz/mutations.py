@@ -11,16 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .gguf_bytes import ARRAY, BOOL, F32, F64, FLOATS, I32, I64, INTEGERS, NAMES, SCALARS, STRING, U8, U32, U64, File
-from .gguf_bytes import Key, List, Tensor, bounds, read  # fmt: skip
+from . import gguf_bytes
+from .gguf_bytes import ARRAY, BOOL, F32, F64, FLOATS, I32, I64, INTEGERS, SCALARS, STRING, U8, U64, File, Key, List
 
 WHOLE = (0, 1, -1, 2, 3, 4, 5, 7, 8, 31, 32, 33, 63, 64, 100, 127, 128, 255, 256, 1000, 65535, 65536, 1_000_000,
          60_000_000, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 40, (1 << 63) - 1, 1 << 63,
          (1 << 64) - 1, -2, -32, -(1 << 15), -(1 << 31), -(1 << 63))  # fmt: skip
-REAL = (0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-45, 1e-38, 1e-30, 1e-6, 1e6, 1e30, 3.4e38, -3.4e38, 1e308, math.nan, math.inf,
-        -math.inf)  # fmt: skip
+REAL = (0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-45, 1e-38, 1e-30, 1e-6, 1e6, 1e30, 3.4e38, -3.4e38, 1e308, math.nan,
+        math.inf, -math.inf)  # fmt: skip
 TEXT = (b"", b" ", b"none", b"linear", b"unknown", b"nobody-knows-this", b"\xff\xfe\xfd", b"a\x00b", b"\xed\xa0\x80",
-        b"1", b"-1", b"nan", b"../../etc/passwd", b"%s%n", "日本".encode(), b"{{", b"x" * 3000, b"x" * 100_000)  # fmt: skip
+        b"1", b"-1", b"nan", b"../../etc/passwd", b"%s%n", "日本".encode(), b"{{", b"x" * 3000,
+        b"x" * 100_000)  # fmt: skip
 
 
 class Model(NamedTuple):
@@ -114,7 +115,7 @@ def collect(directories: Sequence[Path], accepted: Callable[[Path], bool]) -> li
             stem = path.name.partition("-00001-of-")[0]
             paths = sorted(directory.glob(f"{stem}-*-of-*.gguf")) if "-00001-of-" in path.name else [path]
             if accepted(path):
-                models.append(Model(f"{directory.name}/{path.name}", tuple(read(each) for each in paths)))
+                models.append(Model(f"{directory.name}/{path.name}", tuple(gguf_bytes.read(each) for each in paths)))
     return models
 
 
@@ -195,7 +196,7 @@ def _number(name: bytes, kind: int, value: float) -> Key:
         return Key.of(name, kind, float(value))
     whole = int(value)
     for fitting in (kind, I64, U64):
-        low, high = bounds(fitting)
+        low, high = gguf_bytes.bounds(fitting)
         if low <= whole <= high:
             return Key.of(name, fitting, whole)
     return Key.of(name, F64, float(whole))
@@ -220,7 +221,7 @@ def _retyped(chance: random.Random, key: Key) -> Key:
         value = chance.choice((0, 1, 7))
     if kind in FLOATS or kind == BOOL:
         return Key.of(key.name, kind, float(value) if kind in FLOATS else int(bool(value)))
-    low, high = bounds(kind)
+    low, high = gguf_bytes.bounds(kind)
     whole = int(value) if math.isfinite(value) else 0
     return Key.of(key.name, kind, min(max(whole, low), high))
 
@@ -258,7 +259,7 @@ def _element(chance: random.Random, kind: int, value: Any, all_: list[Any]) -> A
     if kind == BOOL:
         return chance.choice((0, 1, 2))
     if kind in INTEGERS:
-        low, high = bounds(kind)
+        low, high = gguf_bytes.bounds(kind)
         return min(max(_whole(chance, value), low), high)
     return value
 
@@ -281,8 +282,8 @@ def _change_tensor(chance: random.Random, file: File) -> tuple[File, bytes, str]
         shape[place] = max(0, min(_whole(chance, shape[place]), (1 << 64) - 1))
         new = old._replace(shape=tuple(shape))
     elif way == 3:
-        shape = chance.choice((old.shape[::-1], old.shape[:-1], (*old.shape, 1), (1, *old.shape), ()))
-        new = old._replace(shape=tuple(shape))
+        shapes: list[tuple[int, ...]] = [old.shape[::-1], old.shape[:-1], (*old.shape, 1), (1, *old.shape), ()]
+        new = old._replace(shape=chance.choice(shapes))
     elif way == 4:
         new = old._replace(kind=chance.choice((*range(42), 137, 144, 1 << 31)))
     else:
@@ -293,5 +294,3 @@ def _change_tensor(chance: random.Random, file: File) -> tuple[File, bytes, str]
     place = min(at, len(others))
     return file.with_tensors([*others[:place], new, *others[place:]]), old.name, said
 
-
-__all__ = ["NAMES", "U32", "Change", "Corpus", "Model", "Tensor", "architecture", "collect"]

@@ -5,6 +5,7 @@ Owns what is a fault and what is none. Goes the way of the daemon: the model is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import traceback
@@ -27,11 +28,13 @@ TEXT = "Once upon a time 123 \u65e5\u672c <x> \n\n  end."
 Kind = Literal["served", "refused", "unnamed", "unequal", "not finite", "traceback", "signal", "slow", "memory"]
 GOOD = ("served", "refused")
 
-# What names a key or a tensor: a refusal has to have one of them.
+# What names a key or a tensor: a refusal has to have one of them, or say of a key's name itself that it cannot be read.
 _KEY = re.compile(
     r"\b(?:general|tokenizer|split|quantize|(?:" + "|".join(map(re.escape, architectures.KNOWN)) + r"))\.[a-z][\w.]*"
 )
-_TENSOR = re.compile(r"\btensor \S+|\bblk\.\d+\.\w+|\b(?:token_embd|output|output_norm|rope_\w+)\.weight")
+_TENSOR = re.compile(
+    r"\bkey's name\b|\btensor \S+|\bblk\.\d+\.\w+|\b(?:token_embd|output|output_norm|rope_\w+)\.weight"
+)
 
 
 class Outcome(NamedTuple):
@@ -58,15 +61,11 @@ def trial(path: Path, *, isa: str | None = None) -> Outcome:
         return refusal(str(error), path)
     except Wrong as error:
         return Outcome(error.kind, str(error))
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):  # a nursery's
-            error = error.exceptions[0]
-        if isinstance(error, ModelError | ConfigError):
-            return refusal(str(error), path)
-        return fault(error)
     except Exception as error:
-        return fault(error)
+        first: BaseException = error
+        while isinstance(first, BaseExceptionGroup):  # a nursery's
+            first = first.exceptions[0]
+        return refusal(str(first), path) if isinstance(first, ModelError | ConfigError) else fault(first)
     return Outcome("served")
 
 
@@ -81,11 +80,15 @@ def refusal(text: str, path: Path) -> Outcome:
 def fault(error: BaseException) -> Outcome:
     """An exception that nobody should see, and the last place of ours that it came through."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "fuzz/trial.py" not in frame.filename]
-    ours = [frame for frame in frames if "/site-packages/" not in frame.filename and "/lib/python" not in frame.filename]
-    place = (ours or frames)[-1] if frames else None
+    place = ([frame for frame in frames if ours(frame.filename)] or frames)[-1] if frames else None
     where = f"{type(error).__name__} {os.path.basename(place.filename)}:{place.name}" if place else type(error).__name__
     text = "".join(traceback.format_exception(error))
     return Outcome("traceback", f"{type(error).__name__}: {error}"[:300] + "\n" + text[-3000:], where)
+
+
+def ours(filename: str) -> bool:
+    """Whether a stack's file is hearthd's, wherever that is installed."""
+    return "/daemon/" in filename or "hearthd/" in filename or filename.endswith(".pyx")
 
 
 def ask_all(path: Path, isa: str | None) -> None:
@@ -110,10 +113,8 @@ def _ask_about(hearth: Any) -> None:
     if not isinstance(tokenizer.decode(found), str):
         raise Wrong("unequal", "decoded tokens are no text")
     if hearth.template is not None:
-        try:
+        with contextlib.suppress(Exception):  # a template is the model's program: a request that it fails is told so
             hearth.template.render([{"role": "user", "content": "hi"}], tools=None, add_generation_prompt=True)
-        except Exception:  # noqa: S110  a template is the model's program: a request that it fails is told so
-            pass
     hearth.options()
 
 

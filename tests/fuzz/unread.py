@@ -2,11 +2,11 @@
 
     python -m tests.fuzz.unread [--seconds 15] [--only score] [--model FILE]
 
-from the repository's root, with any installed hearthd. For each kind of reply that can be large, or can be asked for often, a
-daemon of its own gets as many requests as it takes in --seconds from a client that reads none. What its memory (anonymous
-and shared, not the model's pages) grows by is held for that client: under --megabytes (64), or it is a fault. The
-same was asked and read before, so that what the daemon needs once does not count. Afterwards another client is answered.
-The exit code is 1 if there were faults.
+from the repository's root, with any installed hearthd. For each kind of reply that can be large, or can be asked for
+often, a daemon of its own gets as many requests as it takes in --seconds from a client that reads none. What its memory
+(anonymous and shared, not the model's pages) grows by is held for that client: under --megabytes (64), or it is a
+fault. The same was asked and read before, so that what the daemon needs once does not count. Afterwards another client
+has to be answered. The exit code is 1 if there were faults.
 """
 
 from __future__ import annotations
