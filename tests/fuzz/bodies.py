@@ -44,10 +44,10 @@ class Bodies:
         pool = [self._request(chance) for _ in range(40)]
         for at in range(BLOCK):
             way = chance.random()
-            if way < 0.25:
+            if way < 0.45:
                 body = self._request(chance)
                 pool[at % len(pool)] = body
-            elif way < 0.9:
+            elif way < 0.95:
                 body = _spoilt(chance, chance.choice(pool))
             else:
                 body = chance.randbytes(chance.randrange(200))
@@ -61,7 +61,7 @@ class Bodies:
         told: dict[str, Any] = {"op": kind.__struct_config__.tag}
         for field in fields:
             if chance.random() < 0.35:
-                right = chance.random() < 0.7
+                right = chance.random() < 0.9
                 told[field.encode_name] = _of(chance, field.type) if right else _any(chance)
         if chance.random() < 0.1:
             told[chance.choice(TEXTS)] = _any(chance)
