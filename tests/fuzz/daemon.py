@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -128,19 +129,23 @@ class Daemon:
     # -- measuring ---------------------------------------------------------------------------------------------------
 
     def memory(self) -> int:
-        """Bytes that the process holds for itself: anonymous and shared memory, without pages of the model's file."""
+        """Bytes that the process holds for itself: anonymous and shared memory, without pages of the model's file; 0
+        when it has ended."""
         return self._status("RssAnon") + self._status("RssShmem")
 
     def _status(self, field: str) -> int:
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) << 10
+        with suppress(OSError):  # it may have ended
+            for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+                if line.startswith(field + ":"):
+                    return int(line.split()[1]) << 10
         return 0
 
     def processor_seconds(self) -> float:
         """Of all its threads since it began."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        with suppress(OSError):
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0
 
 
 class Client:
