@@ -191,9 +191,12 @@ class Run:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             quiet()
             for number in range(start, stop):
-                path = self._files.write(self.change(number).model)
+                change = self.change(number)
+                path = self._files.write(change.model)
                 shared.begin(number)
                 outcome = trial(path)
+                if outcome.kind == "not finite" and any(words.startswith("tensor ") for words in change.words):
+                    outcome = Outcome("served")  # other bytes as weights: what was said of them is true
                 if outcome.kind in GOOD:
                     shared.counts[GOOD.index(outcome.kind)] += 1
                 else:
