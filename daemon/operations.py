@@ -281,7 +281,8 @@ class Operations:
         from .model.tokenizer import TextTooLong
 
         context = self._hearth.engine.context
-        options = {"special": special, "bos": bos, "limit": COUNTED_CONTEXTS * context if field else protocol.TOKENS_LIMIT}
+        limit = COUNTED_CONTEXTS * context if field else protocol.TOKENS_LIMIT
+        options = {"special": special, "bos": bos, "limit": limit}
         encode = self._hearth.tokenizer.encode
         try:
             if len(text) <= LONG:

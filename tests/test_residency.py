@@ -306,7 +306,7 @@ async def test_waiting_for_what_is_not_to_come_any_more_ends(houses: Any, monkey
             await house.until(lambda: results)
         await residency.orders.defer(protocol.Selection())
         # Ready and gone again between two looks: memory was wanted for others.
-        monkeypatch.setattr("hearthd.daemon.residency.orders.POLL_SECONDS", 1.0)
+        monkeypatch.setattr("hearthd.daemon.residency.orders.POLL_SECONDS", 2.0)
         async with trio.open_nursery() as warming:
             warming.start_soon(warm)
             await house.until(lambda: np.all(house.spans.state[chosen] == READY))

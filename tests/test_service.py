@@ -266,6 +266,7 @@ async def test_a_reader_that_sleeps_is_dropped_and_nobody_else_notices(tmp_path:
 
 async def test_a_failed_step_ends_its_request_only(tmp_path: Path) -> None:
     async with serving(tmp_path) as (endpoint, fake, _), client.connect(endpoint) as hearth:
+        await collect(hearth, protocol.Generate(tokens=[20], max_tokens=1))  # then there is an engine
         fake.engine.fail_token = 7
         with pytest.raises(client.RequestError, match="ffn_gate_exps") as failed:
             await collect(hearth, protocol.Generate(tokens=[5], max_tokens=10))

@@ -2,8 +2,8 @@
 
 Attention: arXiv 2405.04434, section 2.1, with the key's up-projection moved to the query and the value's behind the
 sum, so that the cache holds one compressed row per token. Files from before April 2025 keep both projections in one
-tensor, head by head, and give the lengths of plain heads: the same is done with them. Routing: arXiv 2412.19437, section 2.1.2. YaRN's temperature
-on the scores: deepseek-ai/DeepSeek-V3, inference/model.py.
+tensor, head by head, and give the lengths of plain heads: the same is done with them. Routing: arXiv 2412.19437,
+section 2.1.2. YaRN's temperature on the scores: deepseek-ai/DeepSeek-V3, inference/model.py.
 """
 
 from __future__ import annotations
