@@ -1,5 +1,6 @@
 /* Byte-level BPE: see bpe.h. Spelling of bytes as in GPT-2's encoder.py; merging as in Sennrich et al. 2016. */
 #include "bpe.h"
+#include "merging.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -24,19 +25,13 @@ struct hd_bpe {
     size_t reach;        /* bytes of text that a token stands for at most; SIZE_MAX: bytes may be left out */
 };
 
-static uint32_t power_over(uint64_t n) {
-    uint32_t power = 16;
-    while (power < n) power *= 2;
-    return power;
-}
-
 hd_bpe *hd_bpe_new(uint32_t tokens, size_t text_bytes, uint32_t merges) {
     if (tokens > (1u << 29) || merges > (1u << 29)) return NULL;
     hd_bpe *bpe = calloc(1, sizeof *bpe);
     if (!bpe) return NULL;
-    uint32_t slots = power_over((uint64_t)tokens * 3 / 2), merge_slots = power_over((uint64_t)merges * 3 / 2);
-    bpe->slot_mask = slots - 1;
-    bpe->merge_mask = merge_slots - 1;
+    size_t slots = hd_power_over((size_t)tokens * 3 / 2), merge_slots = hd_power_over((size_t)merges * 3 / 2);
+    bpe->slot_mask = (uint32_t)(slots - 1);
+    bpe->merge_mask = (uint32_t)(merge_slots - 1);
     bpe->text = malloc(text_bytes + 1);
     bpe->starts = malloc(((size_t)tokens + 1) * sizeof *bpe->starts);
     bpe->slots = calloc(slots, sizeof *bpe->slots);
@@ -46,7 +41,7 @@ hd_bpe *hd_bpe_new(uint32_t tokens, size_t text_bytes, uint32_t merges) {
         return NULL;
     }
     bpe->starts[0] = 0;
-    for (uint32_t i = 0; i < merge_slots; i++) bpe->merges[i].rank = NO_RANK;
+    for (size_t i = 0; i < merge_slots; i++) bpe->merges[i].rank = NO_RANK;
     return bpe;
 }
 
@@ -59,16 +54,9 @@ void hd_bpe_free(hd_bpe *bpe) {
     free(bpe);
 }
 
-/* FNV-1a; the finish spreads it over the low bits that index the table. */
-static uint32_t hash_text(const char *text, size_t n) {
-    uint64_t hash = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < n; i++) hash = (hash ^ (uint8_t)text[i]) * 0x100000001b3u;
-    return (uint32_t)(hash ^ hash >> 32);
-}
-
 /* The slot of a spelling, or the free one where it would go. */
 static uint32_t slot_of(const hd_bpe *bpe, const char *text, size_t n) {
-    uint32_t at = hash_text(text, n) & bpe->slot_mask;
+    uint32_t at = hd_hash_text(text, n) & bpe->slot_mask;
     for (uint32_t id; (id = bpe->slots[at]) != 0; at = (at + 1) & bpe->slot_mask) {
         size_t start = bpe->starts[id - 1];
         if (bpe->starts[id] - start == n && memcmp(bpe->text + start, text, n) == 0) break;
@@ -175,22 +163,6 @@ static size_t merge_scan(const hd_bpe *bpe, uint32_t *ids, size_t n) {
     return n;
 }
 
-static void sift_down(uint64_t *heap, size_t n, size_t at) {
-    uint64_t moved = heap[at];
-    for (size_t child; (child = 2 * at + 1) < n; at = child) {
-        if (child + 1 < n && heap[child + 1] < heap[child]) child++;
-        if (heap[child] >= moved) break;
-        heap[at] = heap[child];
-    }
-    heap[at] = moved;
-}
-
-static void push(uint64_t *heap, size_t *n, uint64_t entry) {
-    size_t at = (*n)++;
-    for (; at && heap[(at - 1) / 2] > entry; at = (at - 1) / 2) heap[at] = heap[(at - 1) / 2];
-    heap[at] = entry;
-}
-
 /* An entry is rank << 32 | place, so the heap's order is the merges' order. It is stale unless the pair that now begins
  * at its place has its rank. */
 static ptrdiff_t merge_heap(const hd_bpe *bpe, uint32_t *ids, size_t n) {
@@ -208,11 +180,11 @@ static ptrdiff_t merge_heap(const hd_bpe *bpe, uint32_t *ids, size_t n) {
         uint32_t rank = i + 1 < n ? merge_of(bpe, ids[i], ids[i + 1])->rank : NO_RANK;
         if (rank != NO_RANK) heap[pending++] = (uint64_t)rank << 32 | i;
     }
-    for (size_t i = pending / 2; i-- > 0;) sift_down(heap, pending, i);
+    for (size_t i = pending / 2; i-- > 0;) hd_heap_sift(heap, pending, i);
     while (pending) {
         uint64_t entry = heap[0];
         heap[0] = heap[--pending];
-        if (pending) sift_down(heap, pending, 0);
+        if (pending) hd_heap_sift(heap, pending, 0);
         uint32_t at = (uint32_t)entry, right = next[at];
         if (right == 0 || right >= n) continue; /* swallowed by its left neighbour, or the last */
         merge_slot *slot = merge_of(bpe, ids[at], ids[right]);
@@ -223,11 +195,11 @@ static ptrdiff_t merge_heap(const hd_bpe *bpe, uint32_t *ids, size_t n) {
         if (follower < n) {
             prev[follower] = at;
             uint32_t rank = merge_of(bpe, ids[at], ids[follower])->rank;
-            if (rank != NO_RANK) push(heap, &pending, (uint64_t)rank << 32 | at);
+            if (rank != NO_RANK) hd_heap_push(heap, &pending, (uint64_t)rank << 32 | at);
         }
         if (prev[at] != UINT32_MAX) {
             uint32_t rank = merge_of(bpe, ids[prev[at]], ids[at])->rank;
-            if (rank != NO_RANK) push(heap, &pending, (uint64_t)rank << 32 | prev[at]);
+            if (rank != NO_RANK) hd_heap_push(heap, &pending, (uint64_t)rank << 32 | prev[at]);
         }
     }
     for (size_t i = 0; i < n; i = next[i]) ids[count++] = ids[i];

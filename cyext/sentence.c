@@ -2,6 +2,7 @@
  * the pair with the highest score first. A symbol is a range of the text, so a pair is one too and is looked up as it
  * stands. */
 #include "sentence.h"
+#include "merging.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -27,17 +28,11 @@ struct hd_sentence {
     int32_t bytes[256], unknown; /* negative: none */
 };
 
-static size_t power_over(size_t n) {
-    size_t power = 16;
-    while (power < n) power *= 2;
-    return power;
-}
-
 hd_sentence *hd_sentence_new(uint32_t tokens, size_t text_bytes) {
     if (tokens > 1u << 29) return NULL;
     hd_sentence *s = calloc(1, sizeof *s);
     if (!s) return NULL;
-    size_t slots = power_over((size_t)tokens * 2);
+    size_t slots = hd_power_over((size_t)tokens * 2);
     s->slot_mask = (uint32_t)(slots - 1);
     s->text = malloc(text_bytes + 1);
     s->entries = malloc(((size_t)tokens + 1) * sizeof *s->entries);
@@ -60,14 +55,8 @@ void hd_sentence_free(hd_sentence *s) {
     free(s);
 }
 
-static uint32_t hash_text(const char *text, size_t n) {
-    uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a; the finish spreads it over the low bits */
-    for (size_t i = 0; i < n; i++) hash = (hash ^ (uint8_t)text[i]) * 0x100000001b3u;
-    return (uint32_t)(hash ^ hash >> 32);
-}
-
 static uint32_t slot_of(const hd_sentence *s, const char *text, size_t n) {
-    uint32_t at = hash_text(text, n) & s->slot_mask;
+    uint32_t at = hd_hash_text(text, n) & s->slot_mask;
     for (uint32_t k; (k = s->slots[at]) != 0; at = (at + 1) & s->slot_mask) {
         const entry *e = &s->entries[k - 1];
         if (e->size == n && memcmp(s->text + e->start, text, n) == 0) break;
@@ -124,7 +113,7 @@ static size_t pair_place(const hd_sentence *s, uint64_t key) {
 }
 
 int hd_sentence_finish(hd_sentence *s) {
-    size_t room = power_over(s->used * 2); /* fewer pairs than bytes */
+    size_t room = hd_power_over(s->used * 2); /* fewer pairs than bytes */
     s->pairs = calloc(room, sizeof *s->pairs);
     if (!s->pairs) return HD_SENTENCE_NO_MEMORY;
     s->pair_mask = room - 1;
@@ -166,22 +155,6 @@ static uint32_t pair_cost(const work *w, const symbol *a, const symbol *b) {
     return k ? w->s->entries[k - 1].cost : NEVER;
 }
 
-static void sift_down(uint64_t *heap, size_t n, size_t at) {
-    uint64_t moved = heap[at];
-    for (size_t child; (child = 2 * at + 1) < n; at = child) {
-        if (child + 1 < n && heap[child + 1] < heap[child]) child++;
-        if (heap[child] >= moved) break;
-        heap[at] = heap[child];
-    }
-    heap[at] = moved;
-}
-
-static void push(uint64_t *heap, size_t *n, uint64_t value) {
-    size_t at = (*n)++;
-    for (; at && heap[(at - 1) / 2] > value; at = (at - 1) / 2) heap[at] = heap[(at - 1) / 2];
-    heap[at] = value;
-}
-
 static void merge_scan(work *w, size_t *n) {
     symbol *y = w->symbols;
     for (size_t i = 0; i + 1 < *n; i++) y[i].cost = pair_cost(w, &y[i], &y[i + 1]);
@@ -215,11 +188,11 @@ static int merge_heap(work *w, size_t *n) {
         y[i].cost = i + 1 < count ? pair_cost(w, &y[i], &y[i + 1]) : NEVER;
         if (y[i].cost != NEVER) w->heap[pending++] = (uint64_t)y[i].cost << 32 | i;
     }
-    for (size_t i = pending / 2; i-- > 0;) sift_down(w->heap, pending, i);
+    for (size_t i = pending / 2; i-- > 0;) hd_heap_sift(w->heap, pending, i);
     while (pending) {
         uint64_t first = w->heap[0];
         w->heap[0] = w->heap[--pending];
-        if (pending) sift_down(w->heap, pending, 0);
+        if (pending) hd_heap_sift(w->heap, pending, 0);
         uint32_t at = (uint32_t)first;
         if (y[at].cost != first >> 32) continue;
         symbol *left = &y[at], *right = &y[left->next];
@@ -230,12 +203,12 @@ static int merge_heap(work *w, size_t *n) {
         if (left->next < count) {
             y[left->next].prev = at;
             left->cost = pair_cost(w, left, &y[left->next]);
-            if (left->cost != NEVER) push(w->heap, &pending, (uint64_t)left->cost << 32 | at);
+            if (left->cost != NEVER) hd_heap_push(w->heap, &pending, (uint64_t)left->cost << 32 | at);
         }
         if (left->prev != UINT32_MAX) {
             symbol *before = &y[left->prev];
             before->cost = pair_cost(w, before, left);
-            if (before->cost != NEVER) push(w->heap, &pending, (uint64_t)before->cost << 32 | left->prev);
+            if (before->cost != NEVER) hd_heap_push(w->heap, &pending, (uint64_t)before->cost << 32 | left->prev);
         }
     }
     for (size_t i = 0; i < count; i++)

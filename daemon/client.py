@@ -263,7 +263,7 @@ class Client(_Requests):
             del self._waiting[id]
             return _data(reply)
 
-    def stream(self, request: protocol.Generate | protocol.Chat) -> Stream:
+    def stream(self, request: protocol.Generation) -> Stream:
         """Send a generation of one's own making; its events."""
         request.stream = True
         return Stream(self, self._send(request))
@@ -438,7 +438,7 @@ class AsyncClient(_Requests):
         return data
 
     async def stream(
-        self, request: protocol.Generate | protocol.Chat
+        self, request: protocol.Generation
     ) -> AsyncIterator[protocol.TokenEvent | protocol.Done]:
         """TokenEvents, then the Done. Leaving early (also by cancellation) ends the request in the daemon."""
         request.stream = True

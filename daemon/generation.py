@@ -130,7 +130,7 @@ class Arrival(Job):
 
     def __init__(
         self,
-        request: protocol.Generate | protocol.Chat | protocol.Score,
+        request: protocol.Generation | protocol.Score,
         *,
         name: str,
         peer: bytes,
@@ -168,7 +168,7 @@ class GenerateJob(Job):
 
     def __init__(
         self,
-        request: protocol.Generate | protocol.Chat,
+        request: protocol.Generation,
         *,
         name: str,
         peer: bytes,

@@ -77,11 +77,9 @@ class Status(Request, tag="status"):
     """The daemon, its options in effect, state, warnings, last numbers."""
 
 
-class Generate(Request, tag="generate", kw_only=True):
-    """Continue a prompt: `prompt` or `tokens`."""
+class Generation(Request, kw_only=True):
+    """What every request for generated tokens says of them."""
 
-    prompt: Annotated[Text | None, Meta(description="text to continue")] = None
-    tokens: Annotated[Tokens | None, Meta(description="token ids instead of text")] = None
     max_tokens: Annotated[MaxTokens, Meta(description="how many tokens at most")] = 256
     sampling: Annotated[Sampling, Meta(description="how tokens are chosen")] = msgspec.field(default_factory=Sampling)
     stop: Annotated[Stop, Meta(description="texts that end the answer; it ends before them")] = []
@@ -89,7 +87,14 @@ class Generate(Request, tag="generate", kw_only=True):
     stream: Annotated[bool, Meta(description="a `token` event for every token; not from a REQ socket")] = False
 
 
-class Chat(Request, tag="chat", kw_only=True):
+class Generate(Generation, tag="generate", kw_only=True):
+    """Continue a prompt: `prompt` or `tokens`."""
+
+    prompt: Annotated[Text | None, Meta(description="text to continue")] = None
+    tokens: Annotated[Tokens | None, Meta(description="token ids instead of text")] = None
+
+
+class Chat(Generation, tag="chat", kw_only=True):
     """Answer a conversation through the model's chat template."""
 
     messages: Annotated[Parts, Meta(min_length=1, description="`role` and `content`, and what else the template reads")]
@@ -100,11 +105,6 @@ class Chat(Request, tag="chat", kw_only=True):
     continue_last: Annotated[
         bool, Meta(description="the last message, an assistant's, is the beginning of the answer")
     ] = False
-    max_tokens: Annotated[MaxTokens, Meta(description="how many tokens at most")] = 256
-    sampling: Annotated[Sampling, Meta(description="how tokens are chosen")] = msgspec.field(default_factory=Sampling)
-    stop: Annotated[Stop, Meta(description="texts that end the answer; it ends before them")] = []
-    ignore_eos: Annotated[bool, Meta(description="an end token is a token like any other")] = False
-    stream: Annotated[bool, Meta(description="a `token` event for every token; not from a REQ socket")] = False
 
 
 class Tokenize(Request, tag="tokenize", kw_only=True):

@@ -55,8 +55,8 @@ def _fields(kind: type[msgspec.Struct]) -> tuple[inspect.Field, ...]:
 def _rows(
     kind: type[msgspec.Struct], prefix: str = "", without: typing.Container[str] = ()
 ) -> Iterator[tuple[str, str]]:
-    """Name of a field, and the rest of its line."""
-    for field in _fields(kind):
+    """Name of a field, and the rest of its line; a kind's own fields come before those that it has from a wider one."""
+    for field in sorted(_fields(kind), key=lambda field: field.name not in kind.__annotations__):
         if field.name in without:
             continue
         found, meaning = field.type, ""

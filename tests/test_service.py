@@ -293,7 +293,7 @@ async def test_requests_before_the_engine_are_seen_counted_and_ended(tmp_path: P
     ):
         ends: dict[str, str] = {}
 
-        async def one(request: protocol.Generate | protocol.Chat) -> None:
+        async def one(request: protocol.Generation) -> None:
             try:
                 _, done = await collect(hearth, request)
                 ends[request.id] = done.reason
