@@ -57,14 +57,15 @@ class NoAnswer(Exception):
 class Daemon:
     """A process of the installed hearthd that serves `model` (default: a small one) until the body ends.
 
-    arguments: more flags. fake: serve tests/fake_hearth.py, whose engine only counts. wrap: words before the command,
-    such as `nice -n 10`.
+    arguments: more flags. program: what Python runs instead of hearthd's command line, with the same arguments. fake:
+    serve tests/fake_hearth.py, whose engine only counts. wrap: words before the command, such as `nice -n 10`.
     """
 
     def __init__(
         self,
         model: str | os.PathLike[str] | None = None,
         *arguments: str,
+        program: Sequence[str] = ("-m", "hearthd.daemon.cli"),
         fake: bool = False,
         env: dict[str, str] | None = None,
         wrap: Sequence[str] = (),
@@ -73,7 +74,7 @@ class Daemon:
         self.directory = Path(self._directory.name)
         self.endpoint = f"ipc://{self.directory}/d.control"
         self._log = self.directory / "log"
-        program = [str(FAKE), "fake"] if fake else ["-m", "hearthd.daemon.cli", os.fspath(model or small_model())]
+        program = [str(FAKE), "fake"] if fake else [*program, os.fspath(model or small_model())]
         surroundings = {"HEARTHD_STATE_DIRECTORY": str(self.directory / "state")}
         with self._log.open("w") as stderr:
             self.process = subprocess.Popen(

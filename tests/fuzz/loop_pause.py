@@ -1,11 +1,11 @@
 """How long one client can stop the event loop for the others, with the worst messages that the limits allow.
 
-    python tests/fuzz/loop_pause.py [NAME ...] [--times N]      # the longest pause per case, in milliseconds
+    python -m tests.fuzz.loop_pause [NAME ...] [--times N]      # the longest pause per case, in milliseconds
 
-Starts a daemon on the packaged model with one more task on its loop, which sleeps two milliseconds again and again and
-notes by how much it came late. Prints each case with the longest pause while it was sent, worked on and answered; what
-the machine itself does to an idle daemon stands in the first line; with --times the shortest and the longest of several
-runs tell the two apart. Nothing is asserted: machines differ.
+from the repository's root. Starts a daemon on the packaged model with one more task on its loop, which sleeps two
+milliseconds again and again and notes by how much it came late. Prints each case with the longest pause while it was
+sent, worked on and answered; what the machine itself does to an idle daemon stands in the first line; with --times the
+shortest and the longest of several runs tell the two apart. Nothing is asserted: machines differ.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import argparse
 import json
 import mmap
 import struct
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import trio
 import zmq
 from hearthd.daemon import protocol
 
+from .daemon import PACKAGED, Daemon
+
 TICK = 0.002
+IDLE_SECONDS = 2.0
 SECONDS = 60.0  # for the answers of one case
 
 Case = Callable[[], list[list[bytes]]]  # the frames of one message or several
@@ -145,39 +146,22 @@ def last(frames: list[bytes]) -> bool:
 
 
 def run(names: list[str], times: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="hearthd-pause-") as directory:
-        endpoint, path = f"ipc://{directory}/d.control", Path(directory) / "seen"
-        path.write_bytes(bytes(8))
-        with path.open("r+b") as file:
-            seen = mmap.mmap(file.fileno(), 8)
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                __file__,
-                "--serve",
-                path,
-                "--demo",
-                "--control",
-                endpoint,
-                "--state-directory",
-                directory,
-            ],
-            stderr=subprocess.DEVNULL,
-        )
-        context = zmq.Context()
-        try:
-            one(context, endpoint, seen, "(getting ready)", lambda: [asked("generate", prompt="a", max_tokens=1)])
-            time.sleep(1.5)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(bytes(8))
+        file.flush()
+        seen = mmap.mmap(file.fileno(), 8)
+        program = ["-m", "tests.fuzz.loop_pause", "--serve", file.name]
+        with Daemon(PACKAGED, program=program) as daemon, zmq.Context() as context:
+            first = [asked("generate", prompt="a", max_tokens=1)]
+            one(context, daemon.endpoint, seen, "(getting ready)", lambda: first)
+            while daemon.ask({"op": "status"})["data"]["stats"]["state"] != "warm":
+                time.sleep(0.1)
             seen[:8] = bytes(8)
-            time.sleep(2)
+            time.sleep(IDLE_SECONDS)
             print(f"{1000 * struct.unpack('d', seen[:8])[0]:8.1f} ms  (idle)")
             for name, case in CASES.items():
                 if not names or any(wanted in name for wanted in names):
-                    one(context, endpoint, seen, name, case, times)
-        finally:
-            context.destroy(linger=0)
-            process.terminate()
-            process.wait()
+                    one(context, daemon.endpoint, seen, name, case, times)
 
 
 def one(
