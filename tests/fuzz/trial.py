@@ -30,7 +30,8 @@ GOOD = ("served", "refused")
 
 # What names a key or a tensor: a refusal has to have one of them, or say of a key's name itself that it cannot be read.
 _KEY = re.compile(
-    r"\b(?:general|tokenizer|split|quantize|(?:" + "|".join(map(re.escape, architectures.KNOWN)) + r"))\.[a-z][\w.]*"
+    r"\b(?:general|tokenizer|split|quantize|(?:" + "|".join(map(re.escape, architectures.KNOWN)) + r"))\.[a-z][\w.]*",
+    re.IGNORECASE,  # a mutation changes the case of a key's name
 )
 _TENSOR = re.compile(
     r"\bkey's name\b|\btensor \S+|\bblk\.\d+\.\w+|\b(?:token_embd|output|output_norm|rope_\w+)\.weight"
