@@ -300,11 +300,18 @@ DOUBLED = "{% set ns = namespace(s='aa') %}{% for i in range(60) %}{% set ns.s =
         "{{ '{:10000000000}'.format(3) }}",
         "{{ range(99999) | map('string') | join('x' * 4000) }}",
         "{{ 'a'.join(['b' * 9999] * 9999) }}",
+        "{{ ([[1]] * 99) | sum(start=[]) }}",
+        *(
+            "{% set n = namespace(a=(), b=()) %}{% for _ in range(40) %}{% set n.a = (n.a, n.a) %}"
+            "{% set n.b = (n.b, n.b) %}{% endfor %}{% if " + walked + " %}{% endif %}"
+            for walked in ("n.a == n.b", "n.a in [n.b]", "[n.a, n.b] | sort", "[n.a] | unique | list", "n.a | trim",
+                           "[n.a] | select('eq', n.b) | list", "{n.a: 1}", "{}[n.a]", "[n.a].index(n.b)", "n.a < n.b")
+        ),
     ],
 )
 def test_a_template_has_a_budget(source, monkeypatch):
     monkeypatch.setattr(sandbox, "SECONDS", 0.05)
-    with pytest.raises(TemplateError, match=r"it takes more than|it makes a|too wide|center by"):
+    with pytest.raises(TemplateError, match=r"it takes more than|it makes a|too wide|center by|numbers only"):
         ChatTemplate(source).render([USER])
 
 

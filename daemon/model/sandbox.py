@@ -1,8 +1,10 @@
 """The Jinja environment in which a model's chat template runs, and how much it may do there.
 
 A template comes with a model file from anywhere. It sees copies, reaches nothing of Python, and has a budget: loops and
-calls are counted against processor time, and no text or list may grow beyond a size. What this does not bound is a
-single filter's work on a list of the greatest size: some seconds. jinja2 is imported when a template is first rendered.
+calls are counted against processor time, no text or list may grow beyond a size, and what Python walks through in one
+go (to compare, sort, hash or write it) is walked through here before: lists in lists may be few in memory and endless
+on the way. What this does not bound is a single filter's work on a list of the greatest size: some seconds; and how much
+a template keeps in all. jinja2 is imported when a template is first rendered.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class _Budget(threading.local):
 
 
 class _Counting(CodeGenerator):
-    """Loops count their turns; texts that are put together are measured."""
+    """Loops count their turns; what is compared, a key, or put together as text is measured."""
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
         node.iter = nodes.Call(nodes.EnvironmentAttribute("counted"), [node.iter], [], None, None, lineno=node.lineno)
@@ -53,6 +55,29 @@ class _Counting(CodeGenerator):
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         parts = nodes.List(list(node.nodes), lineno=node.lineno)
         self.visit(nodes.Call(nodes.EnvironmentAttribute("joined"), [parts], [], None, None, lineno=node.lineno), frame)
+
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
+        node.expr = self._measured(node.expr)
+        for operand in node.ops:
+            operand.expr = self._measured(operand.expr)
+        super().visit_Compare(node, frame)
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        if not isinstance(node.arg, nodes.Slice):
+            node.arg = self._measured(node.arg)
+        super().visit_Getitem(node, frame)
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
+        for pair in node.items:
+            pair.key = self._measured(pair.key)
+        super().visit_Dict(node, frame)
+
+    @staticmethod
+    def _measured(node: nodes.Expr) -> nodes.Expr:
+        if isinstance(node, nodes.Const):
+            return node
+        measured = nodes.EnvironmentAttribute("measured", lineno=node.lineno)
+        return nodes.Call(measured, [node], [], None, None, lineno=node.lineno)
 
 
 class _Generation(Extension):
@@ -74,12 +99,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self, now: Callable[[], datetime]) -> None:
         """`now`: the clock of `strftime_now`."""
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=self._shown
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=self.measured
         )
         self._budget = _Budget()
         del self.globals["lipsum"]
         self.filters = {name: self._bounded(name, function) for name, function in self.filters.items()}
         self.filters["tojson"] = self._tojson
+        self.tests = {name: self._compared(test) if name in _COMPARING else test for name, test in self.tests.items()}
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = lambda form: now().strftime(form)
 
@@ -103,7 +129,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def joined(self, parts: list[Any]) -> str:
         """Jinja's `a ~ b`."""
-        return self.concat([str(self._shown(part)) for part in parts])
+        return self.concat([str(self.measured(part)) for part in parts])
 
     @staticmethod
     def concat(texts: Iterable[str]) -> str:  # jinja2 puts everything that a template writes together by this
@@ -111,8 +137,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         _check_size(sum(map(len, kept)))
         return join_texts(kept)
 
-    def _shown(self, value: Any) -> Any:
-        """A value about to become text: lists in lists may be few in memory and endless when written."""
+    def measured(self, value: Any) -> Any:
+        """A value about to be walked through whole."""
         if isinstance(value, list | tuple | dict):
             self._measure(value, [0])
         return value
@@ -152,6 +178,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         owner = getattr(obj, "__self__", None)
         if isinstance(owner, str):
             _check_method(owner, getattr(obj, "__name__", ""), args, kwargs)
+        elif isinstance(owner, list | tuple | dict):  # it may look for what it is given
+            for argument in args:
+                if isinstance(argument, list | tuple | dict):
+                    self.measured(owner)
+                    self.measured(argument)
         return super().call(context, obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -173,7 +204,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Before values are put into a form: `%5d`, `{:5}`. No conversation needs widths that are values themselves."""
         if _WIDTH.search(form):
             raise OutOfBudget("a formatted field is too wide")
-        self._shown(values)
+        self.measured(values)
 
     def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A filter whose arguments cannot make its result grow without end."""
@@ -184,9 +215,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self._tick()
             before, (value, *more) = args[:skipped], args[skipped:]
             given = (*more, *kwargs.values())
-            if name in ("join", "string", "pprint"):
-                value = list(value) if name == "join" and isinstance(value, Iterator) else value
-                self._shown(value)
+            if name not in _SHALLOW:
+                value = list(value) if isinstance(value, Iterator) else value
+                self.measured(value)
+            if name == "sum" and any(_sized(argument) for argument in given):
+                raise OutOfBudget("sum adds numbers only")
             if name == "join" and given and _sized(value):
                 _check_size(len(value) * len(str(given[0])))
             elif name == "replace":
@@ -202,6 +235,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         return bounded
 
+    def _compared(self, test: Callable[..., Any]) -> Callable[..., Any]:
+        """A test that looks into its values."""
+
+        @wraps(test)
+        def compared(*values: Any) -> Any:
+            for value in values:
+                self.measured(value)
+            return test(*values)
+
+        return compared
+
     def _tojson(
         self,
         value: Any,
@@ -212,12 +256,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
     ) -> str:
         # jinja2's own escapes <, > and & for HTML, which no model was trained on.
         value = list(value) if isinstance(value, Iterator) else value
-        self._shown(value)
+        self.measured(value)
         if isinstance(indent, int | str) and (indent > 64 if isinstance(indent, int) else len(indent) > 64):
             raise OutOfBudget("tojson indents too far")
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+# Filters that do not look into what a list holds, or do so by other filters and tests.
+_SHALLOW = frozenset(
+    """
+    attr batch count d default first items last length list map random reject rejectattr reverse select selectattr slice
+    """.split()  # noqa: SIM905
+)
+_COMPARING = frozenset("== eq equalto != ne > gt greaterthan >= ge < lt lessthan <= le in".split())  # noqa: SIM905
 _WIDENING = frozenset(("center", "indent", "batch", "slice", "wordwrap"))
 _REPEATING = frozenset(("indent", "wordwrap", "urlize"))
 
