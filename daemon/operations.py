@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 THREADS = 2  # for tokenizing and the like
 LONG = 4096  # characters or tokens that may be read and written on the event loop's thread
 COUNTED_CONTEXTS = 4  # tokens of a prompt that is too long are counted up to so many contexts, and no further
+OWN_IDS = 256  # of a connection's last requests: a `cancel` of one of them means no other client's
 SCORE_BYTES = 96  # of a scored token in the reply, beside its logits
 
 
@@ -54,6 +56,7 @@ class Operations:
         self._status = status
         self._numbers = itertools.count(1)
         self._threads = trio.CapacityLimiter(THREADS)
+        self._own: dict[bytes, deque[str]] = {}  # what each connection called its last requests
         self.stopping = False
 
     def table(self) -> dict[type, Handler]:
@@ -159,6 +162,7 @@ class Operations:
             call.request, name=self._name(call.request), peer=call.peer, owner=call.owner, nbytes=call.nbytes
         )
         arrival.call = call
+        self._own.setdefault(call.peer, deque(maxlen=OWN_IDS)).append(arrival.name)
         try:
             self._scheduler.submit(arrival)
         except Busy as error:
@@ -232,7 +236,11 @@ class Operations:
         self._scheduler.submit(job, arrival)
 
     def _name(self, request: Any) -> str:
-        return str(request.id) or f"r{next(self._numbers)}"
+        """The id, or what no client calls a request of its own just now."""
+        if given := str(request.id):
+            return given
+        taken = {job.name for job in self._scheduler.jobs()}
+        return next(name for number in self._numbers if (name := f"r{number}") not in taken)
 
     def _check_open(self) -> None:
         if self.stopping:
@@ -362,9 +370,11 @@ class Operations:
                     raise Refused("bad-field", f"select.{field}: {value} is none of {limit}", f"select.{field}")
 
     async def cancel(self, call: Call) -> None:
+        """A client's own request; of an id that it has not used itself, whoever's that is. When its own has ended just
+        now, another client's request of the same id goes on."""
         target = str(call.request.target)
-        jobs = [job for job in self._scheduler.jobs() if job.name == target]
-        chosen = [job for job in jobs if job.peer == call.peer] or jobs
+        own = target in self._own.get(call.peer, ())
+        chosen = [job for job in self._scheduler.jobs() if job.name == target and (job.peer == call.peer or not own)]
         if not chosen:
             raise Refused("unknown-request", f"no request {target!r:.80} is in progress or waiting", "target")
         for job in chosen:
@@ -381,6 +391,7 @@ class Operations:
         return job.call.reply(reply, body)
 
     def client_gone(self, peer: bytes) -> None:
+        self._own.pop(peer, None)
         if count := self._scheduler.end_all("gone", lambda job: job.peer == peer and not job.stop_reason):
             noun = "request" if count == 1 else "requests"
             self._telemetry.say("client-gone", f"a client went away: {count} {noun} dropped")

@@ -192,6 +192,29 @@ async def test_a_full_queue_says_busy(tmp_path: Path) -> None:
         assert "busy" in codes and codes.count("length") >= 2
 
 
+async def test_a_client_that_cancels_its_ended_request_ends_no_other_client_s(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, pause=0.002) as (endpoint, _, _),
+        client.connect(endpoint) as one,
+        client.connect(endpoint) as two,
+        trio.open_nursery() as nursery,
+    ):
+        await collect(one, protocol.Generate(id="1", tokens=[20], max_tokens=1, ignore_eos=True))
+        ends: list[str] = []
+
+        async def other() -> None:
+            request = protocol.Generate(id="1", tokens=[20], max_tokens=60, ignore_eos=True)
+            ends.append((await collect(two, request))[1].reason)
+
+        nursery.start_soon(other)
+        await until_requests(two, True)
+        with pytest.raises(client.RequestError, match="no request '1'"):
+            await one.cancel("1")
+        while not ends:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        assert ends == ["length"]
+
+
 async def test_cancel_ends_an_answer_and_a_waiting_one(tmp_path: Path) -> None:
     async with (
         serving(tmp_path, pause=0.01, sessions=1) as (endpoint, fake, _),
