@@ -125,6 +125,22 @@ def imagine(tensors: dict[str, tuple[tuple[int, ...], int, int]], **hyper) -> Mo
     return ModelFile(["x.gguf"], [SimpleNamespace(file_size=at)], metadata, made)
 
 
+def test_shards_agree_on_what_the_model_is(tmp_path):
+    shards = write_shards(tmp_path)
+    split = {"split__count": 3, "split__no": 1, "split__tensors__count": 3}
+    second = [("blk.1.attn_norm.weight", (8,), F32)]
+    write(shards[1], second, general__name="another part", **split)
+    open_model(shards[0])
+    write(shards[1], second, general__architecture="llama", **split)
+    refused = refusal(shards[0])
+    assert refused.key == "general.architecture" and refused.path == str(shards[1])
+
+
+def test_a_link_in_a_folder_that_leads_nowhere_is_told(tmp_path):
+    (tmp_path / "m.gguf").symlink_to("m.gguf")
+    assert "points to a file that is not there" in refusal(tmp_path).reason
+
+
 def test_spans_of_merged_and_split_experts_are_the_same(tmp_path):
     parts = {"gate": (32, 4), "up": (32, 4), "down": (32, 8)}
     dense = [("token_embd.weight", (32, 4), F32), ("blk.0.ffn_gate_inp.weight", (32, 3), F32),

@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 
 from hearthd.cyext import gguf_header
 
-from .hyper import shown
+from .hyper import is_array, shown
 
 SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 CACHE_NAME = re.compile(r"^(?P<org>[\w.-]+)/(?P<repo>[\w.-]+)(?::(?P<file>[^:]+))?$")
 
 TYPE_NAMES = {number: name for number, name, _, _ in gguf_header.tensor_types()}
 TYPE_BLOCKS = {number: (block, size) for number, _, block, size in gguf_header.tensor_types()}
+
+# What each shard says of itself; all other keys are the model's, and those that stand in several shards must agree.
+OWN_KEYS = ("split.", "general.alignment", "general.name")
 
 # What a foreign file starts with, so that the refusal can say what it is.
 FOREIGN = (
@@ -125,7 +128,8 @@ class ModelFile:
 def open_model(name: str | os.PathLike[str]) -> ModelFile:
     """Open the model that `name` means: see find_files. Every tensor is known to lie within its file afterwards.
 
-    ModelError: not found, not GGUF, truncated, a shard missing or foreign to the others, no architecture named.
+    ModelError: not found, not GGUF, truncated, a shard missing, foreign to the others or at odds with them, no
+    architecture named.
     """
     paths = find_files(name)
     headers = [_read_header(path) for path in paths]
@@ -134,7 +138,8 @@ def open_model(name: str | os.PathLike[str]) -> ModelFile:
     tensors: dict[str, Tensor] = {}
     for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
         for key, value in header.metadata.items():
-            metadata.setdefault(key, value)
+            if not _same(metadata.setdefault(key, value), value) and not key.startswith(OWN_KEYS):
+                raise ModelError(path, f"{shown(value)}, but {shown(metadata[key])} in another shard", key=key)
         for tensor, type_, shape, offset, nbytes in header.tensors:
             if tensor in tensors:
                 raise ModelError(path, f"is in {paths[tensors[tensor].file]} as well", tensor, offset)
@@ -143,6 +148,11 @@ def open_model(name: str | os.PathLike[str]) -> ModelFile:
     if not isinstance(architecture, str) or not architecture:
         raise ModelError(paths[0], "the metadata names no architecture", key="general.architecture")
     return ModelFile(paths, headers, metadata, tensors)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two shards say the same of a key."""
+    return a is b or bool((a.tolist() == b.tolist()) if is_array(a) and is_array(b) else a == b)
 
 
 def find_files(name: str | os.PathLike[str]) -> list[str]:
@@ -187,6 +197,8 @@ def _shards(path: str) -> list[str]:
         raise ModelError(path, f"shard number {int(shard['number'])} is not within 1 to {int(shard['count'])}")
     names = _shard_names(path)
     missing = [name for name in names if not os.path.exists(name)]
+    if missing and len(names) == 1:
+        raise ModelError(path, "it points to a file that is not there")
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(path, f"shard {os.path.basename(missing[0])} is missing{more} ({len(names)} belong together)")
