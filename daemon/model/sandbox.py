@@ -3,8 +3,8 @@
 A template comes with a model file from anywhere. It sees copies, reaches nothing of Python, and has a budget: loops and
 calls are counted against processor time, no text or list may grow beyond a size, and what Python walks through in one
 go (to compare, sort, hash or write it) is walked through here before: lists in lists may be few in memory and endless
-on the way. What this does not bound is a single filter's work on a list of the greatest size: some seconds; and how much
-a template keeps in all. jinja2 is imported when a template is first rendered.
+on the way. What this does not bound is a single filter's work on a list of the greatest size: some seconds; and how
+much a template keeps in all. jinja2 is imported when a template is first rendered.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]
         self.filters = {name: self._bounded(name, function) for name, function in self.filters.items()}
         self.filters["tojson"] = self._tojson
-        self.tests = {name: self._compared(test) if name in _COMPARING else test for name, test in self.tests.items()}
+        tests: dict[str, Any] = self.tests
+        self.tests = {name: self._compared(test) if name in _COMPARING else test for name, test in tests.items()}
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = lambda form: now().strftime(form)
 
