@@ -4,6 +4,7 @@ Owns the memory of bpe.c and turns lists into calls; what a word or a special to
 """
 import itertools
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
@@ -77,44 +78,39 @@ cdef class Vocabulary:
         return token if token >= 0 else None
 
     def encode(self, list words not None, bint whole, Py_ssize_t limit=-1):
-        """The ids of all words in a row; `whole`: a word that is a token is taken as it is. A byte without a token is
-        left out. None as soon as the ids are known to be more than `limit`; a negative one is none.
+        """The ids of all words in a row, as the bytes of int32; `whole`: a word that is a token is taken as it is. A byte
+        without a token is left out. None as soon as the ids are known to be more than `limit`; a negative one is none.
 
         Others get the GIL while a long word is merged, and every millisecond or so.
         """
         cdef size_t most = <size_t>limit if limit >= 0 else <size_t>-1
         cdef int32_t *out = NULL
         cdef void *larger
-        cdef Py_ssize_t room = 0, n, count, i, held = 0
+        cdef Py_ssize_t room = 0, n, count, done = 0, held = 0
         cdef const uint8_t *raw
-        cdef list ids = []
         cdef str word
         try:
             for word in words:
                 raw = <const uint8_t *>PyUnicode_AsUTF8AndSize(word, &n)
-                if n > room:
-                    larger = PyMem_Realloc(out, n * sizeof(int32_t))
+                if n > room - done:  # a word has no more ids than bytes
+                    room = max(2 * room, done + n)
+                    larger = PyMem_Realloc(out, room * sizeof(int32_t))
                     if larger == NULL:
                         raise MemoryError
                     out = <int32_t *>larger
-                    room = n
                 held += n
                 if held < LONG_WORD:
-                    count = hd_bpe_encode(self.bpe, raw, n, whole, most, out)
+                    count = hd_bpe_encode(self.bpe, raw, n, whole, most, out + done)
                 else:
                     held = 0
                     with nogil:
-                        count = hd_bpe_encode(self.bpe, raw, n, whole, most, out)
+                        count = hd_bpe_encode(self.bpe, raw, n, whole, most, out + done)
                 if count == HD_BPE_NO_MEMORY:
                     raise MemoryError
                 if count < 0 or <size_t>count > most:
                     return None
                 most -= <size_t>count
-                for i in range(count):
-                    ids.append(out[i])
-                    if i & 0xffff == 0xffff:
-                        with nogil:
-                            pass
+                done += count
+            return PyBytes_FromStringAndSize(<const char *>out, done * sizeof(int32_t))
         finally:
             PyMem_Free(out)
-        return ids

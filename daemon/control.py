@@ -19,6 +19,7 @@ from .outbox import QUEUED, Body, Full, Outbox, Room
 from .peers import Peers
 from .places import NoPlace, Place, Places
 from .sockets import Binding, Socket, make, pumping
+from .trimming import Trimmer
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ class Control:
         self.inbox: Inbox
         self.in_progress: dict[bytes, set[Call]] = {}  # by connection
         self._places = Places()
+        self._trimmer = Trimmer()
         self.refused = 0
 
     def on_gone(self, told: Callable[[bytes], None]) -> None:
@@ -144,10 +146,11 @@ class Control:
             socket = await stack.enter_async_context(pumping(self._raw))
             monitor = await stack.enter_async_context(pumping(self._peers.monitor, close=False))
             stack.callback(self._peers.close)
-            self.outbox = Outbox(socket, self._gone, self._peers.hang_up)
+            self.outbox = Outbox(socket, self._gone, self._peers.hang_up, self._trimmer.passed)
             nursery = await stack.enter_async_context(trio.open_nursery())
             self.inbox = Inbox(nursery, lambda letter, found: self._asked(letter, found, handlers, nursery))
             nursery.start_soon(self.outbox.run)
+            nursery.start_soon(self._trimmer.run)
             nursery.start_soon(self._peers.run, monitor)
             task_status.started()
             try:
@@ -222,6 +225,7 @@ class Control:
             call.error("failed", str(error) or type(error).__name__)
         finally:
             place.leave()
+            self._trimmer.passed(call.nbytes)
             calls = self.in_progress[call.peer]
             calls.discard(call)
             if not calls:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import itertools
 import os
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,6 +23,7 @@ from .control import Call, Handler, Refused
 from .generation import Arrival, Body, GenerateJob, Job, ScoreJob
 from .scheduler import Busy, Scheduler
 from .telemetry import Telemetry
+from .threads import in_thread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -129,11 +132,18 @@ class Operations:
     async def tokenize(self, call: Call) -> None:
         request: protocol.Tokenize = call.request
         await self._prepared(call)
-        tokens = await self._encode(request.text, special=request.special, bos=request.bos)
+        text, special, bos = request.text, request.special, request.bos
+        call.forget_request()
+        del request  # the text is not needed beside the reply
+        tokens = await self._encode(text, special=special, bos=bos)
+        del text
         if len(tokens) > protocol.TOKENS_LIMIT:
             message = f"text: {len(tokens)} tokens, a reply may have {protocol.TOKENS_LIMIT}"
             raise Refused("too-long", message, "text")
-        call.result(await self._ready({"tokens": tokens, "count": len(tokens)}, len(tokens)))
+        if len(tokens) <= LONG:
+            call.result({"tokens": tokens.tolist(), "count": len(tokens)})
+        else:
+            call.result(await in_thread(partial(_tokens_json, tokens), self._threads))
 
     async def detokenize(self, call: Call) -> None:
         await self._prepared(call)
@@ -144,7 +154,7 @@ class Operations:
             ids = itertools.chain.from_iterable(tokens[start : start + LONG].tolist() for start in starts)
             return str(self._hearth.tokenizer.decode(ids))
 
-        text = decode() if len(tokens) <= LONG else await trio.to_thread.run_sync(decode, limiter=self._threads)
+        text = decode() if len(tokens) <= LONG else await in_thread(decode, self._threads)
         if len(text) > protocol.TEXT_LIMIT:
             message = f"tokens: their text has {len(text)} characters, a reply may have {protocol.TEXT_LIMIT}"
             raise Refused("too-long", message, "tokens")
@@ -190,7 +200,7 @@ class Operations:
             )
 
         try:
-            return await trio.to_thread.run_sync(render, limiter=self._threads)
+            return await in_thread(render, self._threads)
         except Unfit as error:
             raise Refused("bad-field", f"{error.field}: {error}", error.field) from None
         except Exception as error:  # a template is the model's program: whatever it raises is the answer
@@ -284,18 +294,16 @@ class Operations:
 
     async def _encode(
         self, text: str, *, special: bool = True, bos: bool | None = None, field: str = ""
-    ) -> list[int]:
-        """Token ids; of a prompt (`field` names it) that is far beyond the context no more than need be."""
+    ) -> array[int]:
+        """Token ids (int32); of a prompt (`field` names it) that is far beyond the context no more than need be."""
         from .model.tokenizer import TextTooLong
 
         context = self._hearth.engine.context
         limit = COUNTED_CONTEXTS * context if field else protocol.TOKENS_LIMIT
         options = {"special": special, "bos": bos, "limit": limit}
-        encode = self._hearth.tokenizer.encode
+        read: Callable[[], array[int]] = partial(self._hearth.tokenizer.ids, text, **options)
         try:
-            if len(text) <= LONG:
-                return list(encode(text, **options))
-            return list(await trio.to_thread.run_sync(lambda: encode(text, **options), limiter=self._threads))
+            return read() if len(text) <= LONG else await in_thread(read, self._threads)
         except TextTooLong as error:
             message = str(error).replace("the text", "the prompt") + f", the context holds {context}" * bool(field)
             raise Refused("too-long", message, field or "text") from None
@@ -304,7 +312,7 @@ class Operations:
         """A result's data, as JSON already where it is long."""
         if length <= LONG:
             return data
-        return await trio.to_thread.run_sync(lambda: msgspec.Raw(msgspec.json.encode(data)), limiter=self._threads)
+        return await in_thread(lambda: msgspec.Raw(msgspec.json.encode(data)), self._threads)
 
     # -- state of the daemon -----------------------------------------------------------------------------------------
 
@@ -323,7 +331,7 @@ class Operations:
         call.result(await self._hearth.experts(layer))
 
     async def plan(self, call: Call) -> None:
-        call.result(await trio.to_thread.run_sync(self._hearth.plan, limiter=self._threads))
+        call.result(await in_thread(self._hearth.plan, self._threads))
 
     # -- actions -----------------------------------------------------------------------------------------------------
 
@@ -395,3 +403,10 @@ class Operations:
         if count := self._scheduler.end_all("gone", lambda job: job.peer == peer and not job.stop_reason):
             noun = "request" if count == 1 else "requests"
             self._telemetry.say("client-gone", f"a client went away: {count} {noun} dropped")
+
+
+def _tokens_json(tokens: array[int]) -> msgspec.Raw:
+    """The data of a reply to `tokenize`, made piece by piece: Python's numbers take ten times the memory."""
+    pieces = (tokens[start : start + LONG].tolist() for start in range(0, len(tokens), LONG))
+    text = b",".join(msgspec.json.encode(piece)[1:-1] for piece in pieces)
+    return msgspec.Raw(b'{"tokens":[%b],"count":%d}' % (text, len(tokens)))

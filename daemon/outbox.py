@@ -69,12 +69,20 @@ class Unread:
 
 
 class Outbox:
-    """Sends without ever waiting. `gone` is told of every client that is away; `hang_up` ends a connection."""
+    """Sends without ever waiting. `gone` is told of every client that is away; `hang_up` ends a connection; `passed` is
+    told of bytes that are held or freed."""
 
-    def __init__(self, socket: Socket, gone: Callable[[bytes], None], hang_up: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        socket: Socket,
+        gone: Callable[[bytes], None],
+        hang_up: Callable[[bytes], None],
+        passed: Callable[[int], None],
+    ) -> None:
         self._socket = socket
         self._gone = gone
         self._hang_up = hang_up
+        self._passed = passed
         self._unread: dict[bytes, Unread] = {}
         self._held: Counter[str] = Counter()  # bytes by client, here and with libzmq
         self._promised: Counter[str] = Counter()
@@ -110,6 +118,7 @@ class Outbox:
         return Room(self._promised, owner, nbytes)
 
     def _count(self, unread: Unread, nbytes: int) -> None:
+        self._passed(abs(nbytes))
         self._total += nbytes
         self._held[unread.owner] += nbytes
         if not self._held[unread.owner]:

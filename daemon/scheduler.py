@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -18,6 +19,7 @@ import trio
 from . import protocol
 from .generation import Body, Job
 from .interrupt import Interrupt
+from .threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +209,7 @@ class Scheduler:
             self.on_prefill(True, min(len(job.prompt) - before, self._engine.batch))
         interrupt = self._interrupt = Interrupt()
         try:
-            events = await trio.to_thread.run_sync(self._work, job, interrupt, limiter=self._limiter)
+            events = await in_thread(partial(self._work, job, interrupt), self._limiter)
         except Exception as error:
             self._failed(job, error)
             return

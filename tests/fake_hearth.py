@@ -6,6 +6,7 @@ As a program it is a daemon: the same flags as hearthd, no MODEL.
 from __future__ import annotations
 
 import threading
+from array import array
 from typing import Any
 
 import numpy as np
@@ -107,8 +108,8 @@ class Tokenizer:
     end_of_generation = frozenset({0})
     n_vocab = VOCABULARY
 
-    def encode(self, text: str, special: bool = True, bos: bool | None = None, limit: int | None = None) -> list[int]:
-        return [ord(character) % VOCABULARY for character in text]
+    def ids(self, text: str, special: bool = True, bos: bool | None = None, limit: int | None = None) -> array[int]:
+        return array("i", [ord(character) % VOCABULARY for character in text])
 
     def decode(self, ids: list[int]) -> str:
         return "".join(map(chr, ids))

@@ -34,6 +34,6 @@ def test_a_bystander_is_answered_beside_messages_of_all_kinds() -> None:
     run("tests.fuzz.messages", "--daemon", "3000", "--seed", "3", "--largest", "100000")
 
 
-@pytest.mark.parametrize("kind", ["long id", "16 connections", "tokenize 8"])
+@pytest.mark.parametrize("kind", ["long id", "16 connections", "tokenize 8", "prompts of 4 MB, 8"])
 def test_little_is_held_for_who_does_not_read(kind: str) -> None:
     run("tests.fuzz.unread", "--only", kind, "--seconds", "2")

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "memory.h"
+#include <malloc.h>
 #include <stdint.h>
 #include <sys/mman.h>
 
@@ -32,4 +33,10 @@ void hd_memory_small_pages(void *memory) { madvise(memory, head_of(memory)->byte
 
 void hd_memory_release(void *memory) {
     if (memory) madvise(memory, head_of(memory)->bytes, MADV_DONTNEED);
+}
+
+void hd_memory_trim(void) {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }

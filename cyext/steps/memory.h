@@ -6,3 +6,4 @@ void *hd_memory_new(size_t bytes);          /* zeroed, page aligned; NULL when t
 void hd_memory_small_pages(void *memory);    /* no huge pages: its parts belong to several nodes */
 void hd_memory_free(void *memory);          /* NULL is nothing */
 void hd_memory_release(void *memory);       /* give the pages back, keep the addresses; contents become zero */
+void hd_memory_trim(void);                  /* what malloc keeps of freed memory goes to the kernel */

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
@@ -129,10 +130,16 @@ class Tokenizer:
         with which the text itself begins.
         `limit`: TextTooLong is raised as soon as it is certain that there are more ids than that.
         """
+        return self.ids(text, special, bos, limit).tolist()
+
+    def ids(
+        self, text: str, special: bool = True, bos: bool | None = None, limit: int | None = None
+    ) -> array[int]:
+        """As `encode`, in an array of int32: a million of Python's numbers would take ten times the memory."""
         if bos and self.bos is None:
             raise TokenizerError("this model has no BOS token")
         most = maxsize if limit is None else limit
-        ids: list[int] = []
+        ids = array("i")
         raw = _utf8(text)
         names = self._special_names if special else self._user_names
         end, whole = 0, True
@@ -144,14 +151,14 @@ class Tokenizer:
             end = found[1]
         if whole and end < len(raw):
             whole = self._encode_text(raw[end:].decode() if end else raw.decode(), ids, most - len(ids))
-        if bos or (bos is None and self.add_bos and ids[:1] != [self.bos]):
-            ids[:0] = [] if self.bos is None else [self.bos]
+        if self.bos is not None and (bos or (bos is None and self.add_bos and not (ids and ids[0] == self.bos))):
+            ids.insert(0, self.bos)
         if not whole or len(ids) > most:
             more = f"more than {limit} tokens" if limit is not None else "a word of millions of letters"
             raise TextTooLong(f"the text has {more}")
         return ids
 
-    def _encode_text(self, text: str, ids: list[int], limit: int) -> bool:
+    def _encode_text(self, text: str, ids: array[int], limit: int) -> bool:
         """Append the ids of text without special tokens; False as soon as they are known to be more than `limit`."""
         raise TypeError("made by Tokenizer.from_metadata")
 
@@ -275,7 +282,7 @@ class ByteLevelBPE(Tokenizer):
     def find(self, text: str) -> int | None:
         return self._vocabulary.find(text)
 
-    def _encode_text(self, text: str, ids: list[int], limit: int) -> bool:
+    def _encode_text(self, text: str, ids: array[int], limit: int) -> bool:
         if self.pre.composed:
             text = composed(text)
         if limit < maxsize and len(text) // self._vocabulary.reach > limit:
@@ -286,8 +293,8 @@ class ByteLevelBPE(Tokenizer):
             found = self._vocabulary.encode(batch, self.pre.ignore_merges, room)
             if found is None:
                 return False
-            ids += found
-            room -= len(found)
+            ids.frombytes(found)
+            room -= len(found) // ids.itemsize
         return True
 
     def _make_piece(self, text: str, kind: int) -> bytes:
@@ -326,16 +333,14 @@ class SentencePiece(Tokenizer):
         spelled = {byte: token for byte in range(256) if (token := self.find(f"<0x{byte:02X}>")) is not None}
         return SentenceVocabulary(tokens, spelled, self._ids["unknown"])
 
-    def _encode_text(self, text: str, ids: list[int], limit: int) -> bool:
+    def _encode_text(self, text: str, ids: array[int], limit: int) -> bool:
         text = text.replace(" ", "▁")
         if self._space_prefix:  # a piece of text always stands at the start or after a special token
             text = "▁" + text
         found = self._vocabulary.encode(text.encode(), limit)
         if found is None:
             return False
-        numbers = memoryview(found).cast("i")
-        for start in range(0, len(numbers), _PIECE):
-            ids += numbers[start : start + _PIECE].tolist()
+        ids.frombytes(found)
         return True
 
     def decode(self, ids: Iterable[int], special: bool = True) -> str:
@@ -359,13 +364,13 @@ class SentencePiece(Tokenizer):
         return (text.replace("▁", " ") if kind == NORMAL else text).encode()
 
 
-def _as_list(array: Any) -> list[Any]:
-    return array.tolist() if hasattr(array, "tolist") else list(array)
+def _as_list(given: Any) -> list[Any]:
+    return given.tolist() if hasattr(given, "tolist") else list(given)
 
 
-def _as_bytes(array: Any) -> list[bytes]:
+def _as_bytes(given: Any) -> list[bytes]:
     """Strings as the file has them, from an array that can tell, else encoded."""
-    return array.bytes() if hasattr(array, "bytes") else [_utf8(text) for text in _as_list(array)]
+    return given.bytes() if hasattr(given, "bytes") else [_utf8(text) for text in _as_list(given)]
 
 
 def _utf8(text: str) -> bytes:

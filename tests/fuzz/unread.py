@@ -98,13 +98,12 @@ def try_case(case: Case, options: argparse.Namespace) -> Found:
             held = daemon.memory()
             trouble = "" if daemon.alive else "the daemon died"
             if daemon.alive:
-                with Client(daemon.endpoint) as other:
-                    try:
-                        answer = other.ask(QUESTION, 30)
-                        if essence(answer) != alone:
-                            trouble = f"another client was answered {str(answer)[:100]}"
-                    except NoAnswer as error:
-                        trouble = f"another client: {error}"
+                try:
+                    answer = daemon.ask_apart(QUESTION, 30)
+                    if essence(answer) != alone:
+                        trouble = f"another client was answered {str(answer)[:100]}"
+                except NoAnswer as error:
+                    trouble = f"another client: {error}"
             if daemon.alive and daemon.tracebacks():
                 trouble = (trouble + ", tracebacks in the log").lstrip(", ")
         finally:
