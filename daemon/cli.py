@@ -55,6 +55,22 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was given. Of a flag that is not known the nearest is told, with the usage of the command that has it."""
+    given, unknown = made.parse_known_args(arguments)
+    if not unknown:
+        return given
+    from .config import nearest
+
+    groups = (action for action in made._actions if isinstance(action, argparse._SubParsersAction))
+    asked: argparse.ArgumentParser = next((group.choices[given.command] for group in groups), made)
+    said = []
+    for name in unknown:
+        meant = nearest(name.partition("=")[0], asked._option_string_actions) if name.startswith("--") else ""
+        said.append(name + f" (meant: {meant}?)" * bool(meant))
+    asked.error(f"unrecognized arguments: {' '.join(said)}")
+
+
 def demo_model() -> str:
     """The path of the packaged model."""
     from pathlib import Path
@@ -75,7 +91,7 @@ def main(arguments: Sequence[str] | None = None, open_hearth: Callable[[Any], An
         import shtab  # not on the way of a daemon that starts
 
         shtab.add_argument_to(made, ["--print-completion"])
-    flags = vars(made.parse_args(arguments))
+    flags = vars(parse(made, arguments))
     file, demo = flags.pop("config", ""), flags.pop("demo", False)
 
     from . import logs

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from . import exit_codes
-from .cli import version
+from .cli import parse, version
 
 GROUPS = ("answers", "reading", "actions", "offline", "bench", "demo")
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal or its locale cannot show is shown as an escape
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        given = made.parse_args(arguments)
+        given = parse(made, arguments)
         code = given.run(given)
         sys.stdout.flush()
         return exit_codes.OK if code is None else int(code)

@@ -170,6 +170,13 @@ def test_the_start_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, env=os.environ)
 
 
+def test_a_flag_that_is_not_known_is_told_its_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--demo", "--memroy-budget=10G"])
+    assert ended.value.code == exit_codes.USAGE
+    assert "--memroy-budget=10G (meant: --memory-budget?)" in capsys.readouterr().err
+
+
 def test_versions_and_completion(capsys: pytest.CaptureFixture[str]) -> None:
     for main in (cli.main, ctl.main):
         with pytest.raises(SystemExit) as ended:
@@ -193,6 +200,9 @@ def test_versions_and_completion(capsys: pytest.CaptureFixture[str]) -> None:
         (["score", "hello", "--logits", "/nowhere/x.npy"], b"", exit_codes.FAILURE, "/nowhere/x.npy: No such file"),
         (["synth", "x.gguf", "--size", "10%"], b"", exit_codes.USAGE, "--size"),
         (["synth", "x.gguf", "--size", "lots"], b"", exit_codes.USAGE, "--size"),
+        (["generate", "hello", "--temprature", "1"], b"", exit_codes.USAGE, "--temprature (meant: --temperature?)"),
+        (["warm", "--wiat"], b"", exit_codes.USAGE, "--wiat (meant: --wait?)"),
+        (["warm", "--layers", "0,3-1"], b"", exit_codes.USAGE, "'3-1' counts down: 1-3"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(

@@ -191,10 +191,10 @@ def _save_picture(app: HearthTop, path: str, width: int, height: int, seconds: f
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from hearthd.daemon import client, endpoints
+    from hearthd.daemon import cli, client, endpoints
 
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = cli.parse(parser, arguments)
     try:
         width, height = (int(part) for part in options.size.split("x"))
     except ValueError:

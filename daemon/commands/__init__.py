@@ -82,7 +82,10 @@ def number_list(text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
-            found += range(int(first), int(last) + 1) if dash else [int(first)]
+            these = range(int(first), int(last) + 1) if dash else [int(first)]
+            if not these:
+                raise argparse.ArgumentTypeError(f"{part[:40]!r} counts down: {last}-{first}")
+            found += these
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a list such as 0,3,8-11") from None
     return found
