@@ -324,7 +324,12 @@ def _unknown(kind: type[protocol.Request], place: str, name: str) -> str:
     for field, path in paths:
         if field == name:
             return f"unknown in {place or 'this operation'}, {path} is known" if place else f"unknown, it is {path}"
-    if near := difflib.get_close_matches(name.lower(), [field for field, _ in paths], n=1):
+    here = [field for field, path in paths if path == (f"{place}.{field}" if place else field)]
+    anywhere = [field for field, _ in paths]
+    begun = [[field for field in fields if field.startswith(name.lower())] for fields in (here, anywhere)]
+    near = next((found for found in begun if len(found) == 1), [])
+    for fields in (here, anywhere):
+        near = near or difflib.get_close_matches(name.lower(), fields, n=1)
+    if near:
         return f"unknown, {dict(paths)[near[0]]} is the nearest"
-    own = [field for field, path in paths if path == (f"{place}.{field}" if place else field)]
-    return f"unknown; known: {', '.join(own)}"
+    return f"unknown; known: {', '.join(here)}"
