@@ -74,6 +74,11 @@ def test_an_answer_goes_on_where_it_began(daemon: DaemonProcess) -> None:
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert told.stdout == "there was " + same.text + "\n"
+    refused = subprocess.run(
+        [sys.executable, "-m", "hearthd.daemon.ctl", "chat", "a", "--begin", "there was ", "--top-p", "2",
+         "--control", daemon.endpoint], capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1 and not refused.stdout and "sampling.top_p" in refused.stderr
 
 
 @pytest.mark.parametrize(

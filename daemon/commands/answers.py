@@ -22,7 +22,7 @@ def number(text: str) -> float:
 
 
 STDIN = "- reads standard input, less one newline at its end"
-TEXT = "text; " + STDIN
+TEXT = "text; none or " + STDIN
 
 SAMPLING = (
     ("--temperature", number, "0 is greedy (default: 0.8)"),
@@ -42,7 +42,7 @@ def register(add: Add) -> None:
     generate.add_argument("--tokens", type=token_list, metavar="IDS", help="token ids instead of text: 1,2,3")
     _generation(generate)
     chat = add("chat", "talk through the model's chat template; interactive on a terminal", run_chat, json=True)
-    chat.add_argument("message", nargs="?", help="one message; " + STDIN)
+    chat.add_argument("message", nargs="?", help="one message; " + STDIN + ", as does none where no terminal is")
     chat.add_argument("--system", help="a system message to begin with")
     chat.add_argument("--begin", metavar="TEXT", help="what the first answer begins with; the model goes on from there")
     _generation(chat)
@@ -73,14 +73,16 @@ def _sampling(given: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(given, name)) is not None}
 
 
-def _play(stream: Any, given: argparse.Namespace) -> Any:
-    """Print a stream as it comes (or collect it for --json); its Done. Ctrl-C ends the request, not only us."""
+def _play(stream: Any, given: argparse.Namespace, begin: str = "") -> Any:
+    """Print a stream as it comes, behind its given beginning (or collect it for --json); its Done. Ctrl-C ends the
+    request, not only us."""
     alternatives = []
     try:
         for event in stream:
             if not given.json:
-                sys.stdout.write(event.text)
+                sys.stdout.write(begin + event.text)
                 sys.stdout.flush()
+                begin = ""
             elif event.token is not None:
                 alternatives.append(event.alternatives)
     except KeyboardInterrupt:
@@ -102,7 +104,7 @@ def _play(stream: Any, given: argparse.Namespace) -> Any:
             data["alternatives"] = alternatives
         print_json(data)
     else:
-        print(flush=True)
+        print(begin, flush=True)
         for warning in done.warnings:
             print(f"hearthctl: {warning.message}", file=sys.stderr)
         if done.reason not in ("stop", "length", "stop-string"):
@@ -138,12 +140,10 @@ def run_chat(given: argparse.Namespace) -> int:
         def answer(text: str, begin: str = "") -> Any:
             messages.append({"role": "user", "content": utf8(text)})
             begun = [{"role": "assistant", "content": begin}] if begin else []
-            if begin and not given.json:
-                print(begin, end="", flush=True)
             stream = hearth.chat(
                 messages + begun, max_tokens=given.max_tokens, continue_last=bool(begun), **fields
             )
-            done = _play(stream, given)
+            done = _play(stream, given, begin)
             messages.append({"role": "assistant", "content": begin + done.text})
             return done
 
