@@ -147,7 +147,7 @@ class Binding:
         try:
             self._lock = self._locked(self._path)
         except BlockingIOError:
-            raise Taken(f"{endpoint} is served by another hearthd") from None
+            raise Taken(f"{endpoint} is served by another hearthd: --name starts one beside it") from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise endpoints.EndpointError(f"{endpoint}: {where}{error.strerror}") from None

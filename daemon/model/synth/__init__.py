@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...residency.text import gib
 from ..gguf import TYPE_BLOCKS, TYPE_NAMES
 from ..shapes import Shape, find_shape
 from .blocks import can_make, random_blocks
@@ -52,7 +53,7 @@ class Synthesis:
             cut.append(f"{self.shape.n_layer} of {self.full_layers} layers")
         if self.shape.n_expert < self.full_experts:
             cut.append(f"{self.shape.n_expert} of {self.full_experts} experts")
-        return f"{self.shape.title}: {', '.join(cut) or 'whole'}, {self.nbytes / 2**30:.2f} GiB"
+        return f"{self.shape.title}: {', '.join(cut) or 'whole'}, {gib(self.nbytes)}"
 
 
 def synthesise(path: str | os.PathLike[str], shape: str | Shape, size: int | None = None, type: str = "Q4_K_M",
@@ -128,7 +129,7 @@ def cut_to_size(shape: Shape, size: int | None, recipe: str) -> Shape:
         if low >= least or (low and experts < 8 * max(shape.n_expert_used, 1)):
             return shape.cut(low, experts)
         if experts < 4 * max(shape.n_expert_used, 1) or experts % 2:
-            raise ValueError(f"not even one layer of {shape.title} fits {size} bytes as {recipe}")
+            raise ValueError(f"not even one layer of {shape.title} fits {gib(size)} as {recipe}")
         experts //= 2
 
 
