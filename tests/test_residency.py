@@ -307,8 +307,11 @@ async def test_waiting_for_what_is_not_to_come_any_more_ends(houses: Any, monkey
         await residency.orders.defer(protocol.Selection())
         # Ready and gone again between two looks: memory was wanted for others.
         monkeypatch.setattr("hearthd.daemon.residency.orders.POLL_SECONDS", 2.0)
+        house.queue.pause((SWEEP,))
         async with trio.open_nursery() as warming:
             warming.start_soon(warm)
+            await house.until(lambda: house.queue.stats()["sweep"]["waiting"] == len(chosen))  # the first look is over
+            house.queue.resume()
             await house.until(lambda: np.all(house.spans.state[chosen] == READY))
             residency.keeper.give_back(chosen[:1])
             await house.until(lambda: len(results) == 2)
