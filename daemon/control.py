@@ -15,9 +15,10 @@ import zmq
 
 from . import protocol
 from .inbox import Inbox, Letter
-from .outbox import QUEUED, Body, Full, Outbox, Room
+from .outbox import QUEUED, Full, Outbox, Room
 from .peers import Peers
 from .places import NoPlace, Place, Places
+from .protocol import Body
 from .sockets import Binding, Socket, make, pumping
 from .trimming import Trimmer
 

@@ -18,14 +18,12 @@ import trio
 from . import protocol
 from .interrupt import Interrupt
 from .model.sampling import StopMatcher, score
+from .protocol import Body
 
 Tokens = Sequence[int] | np.ndarray  # ids [n]; an int32 array is taken as it is
 
-SCORE_BYTES = 64 << 20  # logits of one scoring turn
+TURN_BYTES = 64 << 20  # logits of one scoring turn
 JOB_BYTES = 2048  # of a request beside its prompt
-
-
-Body = bytes | memoryview
 
 
 class Room(Protocol):
@@ -297,7 +295,7 @@ class ScoreJob(Job):
 
     def turn(self, engine: Any, interrupt: Interrupt) -> list[protocol.Reply]:
         vocabulary = self._vocabulary = engine.hyper.n_vocab
-        size = max(1, min(engine.batch, SCORE_BYTES // (4 * vocabulary)))
+        size = max(1, min(engine.batch, TURN_BYTES // (4 * vocabulary)))
         start = self.prompt_done
         chunk = self.prompt[start : start + size]
         end = start + len(chunk)

@@ -20,7 +20,8 @@ import trio
 
 from . import protocol
 from .control import Call, Handler, Refused
-from .generation import Arrival, Body, GenerateJob, Job, ScoreJob
+from .generation import Arrival, GenerateJob, Job, ScoreJob
+from .protocol import Body
 from .scheduler import Busy, Scheduler
 from .telemetry import Telemetry
 from .threads import in_thread

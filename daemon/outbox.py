@@ -18,6 +18,7 @@ import trio
 import zmq
 
 from . import protocol
+from .protocol import Body
 from .sockets import Frames, Socket
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,6 @@ WINDOW = 1 << 20  # bytes of such parts that libzmq may have at a time, if it is
 FIRST_RETRY, LAST_RETRY = 0.001, 0.25  # seconds: a ROUTER does not say which client reads again
 GIVE_UP_SECONDS = 30.0  # without anything taken, for who has a lot to take
 PATIENT_BYTES = 1 << 20  # less than that may wait as long as the client is there
-
-Body = bytes | memoryview
 
 
 class Full(Exception):

@@ -17,6 +17,8 @@ from . import utf8
 
 VERSION = 1
 
+Body = bytes | memoryview  # of a reply's second frame
+
 # What a request may hold. The longest legal ones are a prompt for a context of a million tokens: 8 MiB as text, as much
 # as token ids. One message must not stop the daemon for the others while it is decoded.
 MESSAGE_LIMIT = 12 << 20  # bytes of a request; libzmq closes the connection of who sends more

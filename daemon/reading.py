@@ -208,6 +208,12 @@ def _text_or_tokens(request: Any) -> protocol.Error | None:
     return None
 
 
+def _score(request: protocol.Score) -> protocol.Error | None:
+    if request.logits_from and not request.logits:
+        return _refusal(request, "logits_from", "logits are not asked for")
+    return _text_or_tokens(request)
+
+
 def _depths(request: Any) -> protocol.Error | None:
     for field in ("messages", "tools", "template_arguments"):
         if _deep(getattr(request, field)):
@@ -223,7 +229,7 @@ def _target(request: Any) -> protocol.Error | None:
 
 _CHECKS: dict[type, Callable[[Any], protocol.Error | None]] = {
     protocol.Generate: _text_or_tokens,
-    protocol.Score: _text_or_tokens,
+    protocol.Score: _score,
     protocol.Chat: _depths,
     protocol.Cancel: _target,
 }

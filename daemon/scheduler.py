@@ -17,8 +17,9 @@ from typing import Any
 import trio
 
 from . import protocol
-from .generation import Body, Job
+from .generation import Job
 from .interrupt import Interrupt
+from .protocol import Body
 from .threads import in_thread
 
 log = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ import zmq
 from . import endpoints, exit_codes, protocol
 from .config import Config
 from .control import Control
-from .generation import Body
 from .notify import Notifier
 from .operations import Operations
+from .protocol import Body
 from .scheduler import Scheduler
 from .security import Keys
 from .sockets import Binding

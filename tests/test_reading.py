@@ -44,6 +44,7 @@ def refused(found: Any) -> tuple[str, str]:
         ({"op": "generate"}, "prompt", "missing"),
         ({"op": "generate", "prompt": "a", "tokens": [1]}, "tokens", "exclude each other"),
         ({"op": "score"}, "text", "missing"),
+        ({"op": "score", "text": "a", "logits_from": 1}, "logits_from", "not asked for"),
         ({"op": "tokenize"}, "text", "missing"),
         ({"op": "detokenize"}, "tokens", "missing"),
         ({"op": "cancel"}, "target", "missing"),
