@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import topology
+from .model.turn import Part
 
 PIECE = 4 << 20
 
@@ -141,7 +142,7 @@ class Bench:
         tokens = self._tokens(count)
         for start in range(0, count, batch):
             part = tokens[start : start + batch]
-            self.engine.step([(session, part, "last" if start + len(part) == count else "none")])
+            self.engine.step([Part(session, part, "last" if start + len(part) == count else "none")])
 
     def run(self, test: Test, repetitions: int, progress: Callable[[str], None] | None = None) -> Result:
         """A warm-up, then the repetitions, each from the same depth. One token a step where tokens are generated."""

@@ -16,8 +16,8 @@ import numpy as np
 import trio
 
 from . import protocol
-from .interrupt import Interrupt
 from .model.sampling import StopMatcher, score
+from .model.turn import Part
 from .protocol import Body
 
 Tokens = Sequence[int] | np.ndarray  # ids [n]; an int32 array is taken as it is
@@ -72,8 +72,8 @@ class Job(ABC):
         return 0
 
     @abstractmethod
-    def turn(self, engine: Any, interrupt: Interrupt) -> list[protocol.Reply]:
-        """One step, which `interrupt` ends. Raises what `engine.step` raises; the job is unchanged then."""
+    def turn(self, engine: Any) -> list[protocol.Reply]:
+        """One step. Raises an outcome's error; the job is unchanged then."""
 
     def rest(self) -> list[protocol.Reply]:
         """What the end alone completes, before the last reply. Once."""
@@ -149,7 +149,7 @@ class Arrival(Job):
     def max_tokens(self) -> int:
         return self._limit
 
-    def turn(self, engine: Any, interrupt: Interrupt) -> list[protocol.Reply]:
+    def turn(self, engine: Any) -> list[protocol.Reply]:
         raise AssertionError("what is not ready takes no turn")
 
     def finish(self, reason: str) -> tuple[protocol.Reply, Body | None]:
@@ -200,11 +200,15 @@ class GenerateJob(Job):
     def max_tokens(self) -> int:
         return self._limit
 
-    def turn(self, engine: Any, interrupt: Interrupt) -> list[protocol.Reply]:
+    def turn(self, engine: Any) -> list[protocol.Reply]:
         if self.in_prompt:
             chunk = self.prompt[self.prompt_done : self.prompt_done + engine.batch]
             whole = self.prompt_done + len(chunk) == len(self.prompt)
-            (logits,) = engine.step([(self.session, chunk, "last" if whole and self._limit > 0 else "none")], interrupt)
+            wanted = whole and self._limit > 0
+            part = Part(self.session, chunk, "last" if wanted else "none", self._sampler if wanted else None)
+            (outcome,) = engine.step([part])
+            if outcome.error:
+                raise outcome.error
             self.prompt_done += len(chunk)
             if not whole:
                 return []
@@ -214,8 +218,10 @@ class GenerateJob(Job):
                 return []
         else:
             chunk = np.asarray(self._tokens[-1:], dtype=np.int32)
-            (logits,) = engine.step([(self.session, chunk, "last")], interrupt)
-        choice = self._sampler.sample(logits[-1])
+            (outcome,) = engine.step([Part(self.session, chunk, "last", self._sampler)])
+            if outcome.error:
+                raise outcome.error
+        choice = outcome.choice
         token = int(choice.token)
         self.last = time.monotonic()
         self.first = self.first or self.last
@@ -293,13 +299,13 @@ class ScoreJob(Job):
         self._room = room
         self._data: Any = None
 
-    def turn(self, engine: Any, interrupt: Interrupt) -> list[protocol.Reply]:
+    def turn(self, engine: Any) -> list[protocol.Reply]:
         vocabulary = self._vocabulary = engine.hyper.n_vocab
         size = max(1, min(engine.batch, TURN_BYTES // (4 * vocabulary)))
         start = self.prompt_done
         chunk = self.prompt[start : start + size]
         end = start + len(chunk)
-        (logits,) = engine.step([(self.session, chunk, "all")], interrupt)
+        logits = engine.step([Part(self.session, chunk, "all")])[0].rows()
         following = self.prompt[start + 1 : end + 1].tolist()
         self._logprobs += score(logits, following)
         if self._keep and end > self._from:

@@ -18,7 +18,6 @@ import trio
 
 from . import protocol
 from .generation import Job
-from .interrupt import Interrupt
 from .protocol import Body
 from .threads import in_thread
 
@@ -68,7 +67,6 @@ class Scheduler:
         self._active: deque[Job] = deque()
         self._waiting: list[Job] = []
         self._current: Job | None = None  # whose turn it is, until all that it brought is delivered
-        self._interrupt: Interrupt | None = None  # of the step that runs for it, if one does
         self._wake = trio.Event()
         self._idle = trio.Event()
         self._idle.set()
@@ -132,10 +130,7 @@ class Scheduler:
     def end(self, job: Job, reason: str) -> None:
         """End a job with a reason, also in the middle of its step."""
         job.stop_reason = job.stop_reason or reason
-        if job is self._current:
-            if self._interrupt is not None:
-                self._interrupt.ask()
-        elif job in self._waiting:
+        if job in self._waiting:
             self._waiting.remove(job)
             self._finish(job, reason)
         self._wake.set()
@@ -208,14 +203,12 @@ class Scheduler:
         job.started = job.started or start
         if prefill:
             self.on_prefill(True, min(len(job.prompt) - before, self._engine.batch))
-        interrupt = self._interrupt = Interrupt()
         try:
-            events = await in_thread(partial(self._work, job, interrupt), self._limiter)
+            events = await in_thread(partial(self._work, job), self._limiter)
         except Exception as error:
             self._failed(job, error)
             return
         finally:
-            self._interrupt = None
             if prefill:
                 self.on_prefill(False, 0)
         self.turns += 1
@@ -237,10 +230,10 @@ class Scheduler:
         elif job.stop_reason:
             self._finish(job, job.stop_reason)
 
-    def _work(self, job: Job, interrupt: Interrupt) -> list[protocol.Reply]:
+    def _work(self, job: Job) -> list[protocol.Reply]:
         if job.session is None:
             job.session = self._engine.new_session()
-        return job.turn(self._engine, interrupt)
+        return job.turn(self._engine)
 
     def _failed(self, job: Job, error: Exception) -> None:
         kind = type(error).__name__

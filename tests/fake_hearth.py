@@ -13,32 +13,23 @@ import numpy as np
 import trio
 from hearthd.daemon import protocol
 from hearthd.daemon.config import Config
-from hearthd.daemon.interrupt import Interrupt
+from hearthd.daemon.model.sampling import Choice, choose
 from hearthd.daemon.model.template import Prompt
+from hearthd.daemon.model.turn import ContextFull, Interrupted, Outcome, Part, StepFailed
 
 VOCABULARY = 256
-
-
-class StepFailed(Exception):
-    pass
-
-
-class Interrupted(Exception):
-    pass
-
-
-class ContextFull(Exception):
-    pass
 
 
 class Session:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.tokens: list[int] = []
+        self.length = 0
         engine.open_sessions += 1
 
     def truncate(self, length: int) -> None:
         del self.tokens[length:]
+        self.length = length
 
     def close(self) -> None:
         self.engine.open_sessions -= 1
@@ -68,37 +59,36 @@ class Engine:
     def new_session(self) -> Session:
         return Session(self)
 
-    def _end(self, on: bool) -> None:
-        (self._stop.set if on else self._stop.clear)()
-
     def trim(self) -> None:
         pass
 
-    def step(self, rows: list[tuple[Session, np.ndarray, str]], interrupt: Interrupt) -> list[np.ndarray | None]:
-        if not interrupt.begin(self._end):
-            raise Interrupted
-        try:
-            return self._step(rows)
-        finally:
-            interrupt.over()
+    @property
+    def n_vocab(self) -> int:
+        return self.hyper.n_vocab
 
-    def _step(self, rows: list[tuple[Session, np.ndarray, str]]) -> list[np.ndarray | None]:
-        results: list[np.ndarray | None] = []
-        for session, tokens, want in rows:
-            self.steps.append((id(session), len(tokens)))
-            if self.fail_token in tokens:
-                raise StepFailed("span blk.0.ffn_gate_exps.weight[3] could not be read")
-            if len(session.tokens) + len(tokens) > self.context:
-                raise ContextFull(f"the context holds {self.context}")
-            if self._stop.wait(self.pause):
-                raise Interrupted
-            session.tokens += tokens.tolist()
-            logits = np.full((len(tokens), VOCABULARY), -10.0, dtype=np.float32)
-            logits[np.arange(len(tokens)), (tokens + 1) % VOCABULARY] = 10.0
-            results.append(None if want == "none" else logits if want == "all" else logits[-1:])
-        return results
+    def step(self, parts: list[Part]) -> list[Outcome]:
+        if self._stop.wait(self.pause):
+            raise Interrupted
+        return [self._outcome(part) for part in parts]
+
+    def _outcome(self, part: Part) -> Outcome:
+        session = part.session
+        self.steps.append((id(session), len(part.tokens)))
+        if self.fail_token in part.tokens:
+            return Outcome(error=StepFailed("span blk.0.ffn_gate_exps.weight[3] could not be read"))
+        if len(session.tokens) + len(part.tokens) > self.context:
+            return Outcome(error=ContextFull(f"the context holds {self.context}"))
+        session.tokens += part.tokens.tolist()
+        session.length = len(session.tokens)
+        logits = np.full((len(part.tokens), VOCABULARY), -10.0, dtype=np.float32)
+        logits[np.arange(len(part.tokens)), (part.tokens + 1) % VOCABULARY] = 10.0
+        if part.sampler is not None:
+            (found,) = choose(None, logits[-1:], [(0, part.sampler, session.length)])
+            return Outcome(choice=found) if isinstance(found, Choice) else Outcome(error=found)
+        return Outcome(logits=None if part.want == "none" else logits if part.want == "all" else logits[-1:])
 
     def close(self) -> None:
+        self._stop.set()
         assert self.open_sessions == 0
 
 

@@ -7,6 +7,7 @@ from hearthd.cyext.spans import Spans
 from hearthd.daemon.model.engine import Engine
 from hearthd.daemon.model.gguf import open_model
 from hearthd.daemon.model.spans import SpanTable
+from hearthd.daemon.model.turn import Part
 
 
 class Opened:
@@ -30,10 +31,19 @@ class Opened:
             self.queue.close()
 
 
+def stepped(engine, *parts):
+    """One step of (session, tokens, want): the logits of each, None where none were wanted. Raises the first error."""
+    outcomes = engine.step([Part(*part) for part in parts])
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+    return [outcome.logits for outcome in outcomes]
+
+
 def logits_of(engine, tokens, chunk=None):
     session = engine.new_session()
     chunk = chunk or len(tokens)
-    parts = [engine.step([(session, tokens[i : i + chunk], "all")])[0] for i in range(0, len(tokens), chunk)]
+    parts = [stepped(engine, (session, tokens[i : i + chunk], "all"))[0] for i in range(0, len(tokens), chunk)]
     return np.concatenate(parts), session
 
 
@@ -42,7 +52,7 @@ def greedy(engine, session, logits, n):
     for _ in range(n):
         token = int(logits.argmax())
         out.append(token)
-        (step,) = engine.step([(session, np.array([token], np.int32), "last")])
+        (step,) = stepped(engine, (session, np.array([token], np.int32), "last"))
         logits = step[0]
     return out
 

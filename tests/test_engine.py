@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 from hearthd.cyext import kernels
-from hearthd.daemon.interrupt import Interrupt
-from hearthd.daemon.model.engine import ContextFull, Interrupted, StepFailed
+from hearthd.daemon.model.turn import ContextFull, StepFailed
 
-from tests.opened import Opened, greedy, logits_of, nmse
+from tests.opened import Opened, greedy, logits_of, nmse, stepped
 from tests.rewritten import rewritten, values_of
 
 
@@ -64,7 +63,7 @@ def test_sessions_in_one_step_do_not_mix(tiny):
     with Opened(folder / "moe-f16.gguf") as engine:
         alone = [logits_of(engine, part)[0] for part in (tokens[:20], tokens[20:])]
         sessions = [engine.new_session(), engine.new_session()]
-        together = engine.step([(sessions[0], tokens[:20], "all"), (sessions[1], tokens[20:], "all")])
+        together = stepped(engine, (sessions[0], tokens[:20], "all"), (sessions[1], tokens[20:], "all"))
         for found, expected in zip(together, alone, strict=True):
             assert nmse(found, expected) < 1e-10
 
@@ -76,7 +75,7 @@ def test_a_truncated_session_goes_on_as_if_nothing_had_been(tiny):
         expected, _ = logits_of(engine, tokens)
         _, session = logits_of(engine, tokens[::-1].copy())
         session.truncate(0)
-        again = engine.step([(session, tokens, "all")])[0]
+        again = stepped(engine, (session, tokens, "all"))[0]
         assert np.array_equal(again, expected)
 
 
@@ -85,28 +84,14 @@ def test_a_full_context_leaves_the_session_as_it_was(tiny):
     tokens = np.array(facts["tokens"], np.int32)
     with Opened(folder / "moe-f16.gguf", context=64, sequences=1) as engine:
         session = engine.new_session()
-        engine.step([(session, tokens, "none")])
+        stepped(engine, (session, tokens, "none"))
         with pytest.raises(ContextFull):
-            engine.step([(session, tokens, "none")])
+            stepped(engine, (session, tokens, "none"))
         assert session.length == len(tokens)
         with pytest.raises(ContextFull):
-            engine.step([(engine.new_session(), tokens, "none")])
+            stepped(engine, (engine.new_session(), tokens, "none"))
         session.close()
-        assert engine.step([(engine.new_session(), tokens, "last")])[0].shape == (1, engine.hyper.n_vocab)
-
-
-def test_interrupt_ends_a_step(tiny):
-    folder, facts, _ = tiny
-    tokens = np.array(facts["tokens"], np.int32)
-    with Opened(folder / "moe-f16.gguf") as engine:
-        session = engine.new_session()
-        interrupt = Interrupt()
-        begin = interrupt.begin
-        interrupt.begin = lambda end: begin(end) and interrupt.ask() is None  # asked for as soon as it has begun
-        with pytest.raises(Interrupted):
-            engine.step([(session, tokens, "last")], interrupt)
-        assert session.length == 0
-        assert engine.step([(session, tokens, "last")])[0] is not None
+        assert stepped(engine, (engine.new_session(), tokens, "last"))[0].shape == (1, engine.hyper.n_vocab)
 
 
 @pytest.mark.parametrize("deferred", [False, True])
@@ -120,10 +105,10 @@ def test_a_file_that_shrinks_fails_the_step_and_nothing_else(tiny, tmp_path, def
         with open(copy, "r+b") as file:
             file.truncate(whole // 2)
         with pytest.raises(StepFailed, match=r"could not be read"):
-            engine.step([(engine.new_session(), tokens, "last")])
+            stepped(engine, (engine.new_session(), tokens, "last"))
         copy.write_bytes((folder / "moe-f16.gguf").read_bytes())
         if not deferred:
-            assert engine.step([(engine.new_session(), tokens, "last")])[0] is not None
+            assert stepped(engine, (engine.new_session(), tokens, "last"))[0] is not None
 
 
 def test_what_was_used_is_counted(tiny):
@@ -146,8 +131,8 @@ def test_the_last_layer_computes_only_what_wants_logits(tiny, name):
         every, used = logits_of(engine, tokens)[0], engine.hyper.n_expert_used
         before = engine.expert_counts.sum(axis=1)
         session = engine.new_session()
-        assert engine.step([(session, tokens[:-3], "none")]) == [None]
-        (last,) = engine.step([(session, tokens[-3:], "last")])
+        assert stepped(engine, (session, tokens[:-3], "none")) == [None]
+        (last,) = stepped(engine, (session, tokens[-3:], "last"))
         seen = engine.expert_counts.sum(axis=1) - before
         assert seen.tolist() == [len(tokens) * used] * (engine.hyper.n_layer - 1) + [used]
         assert np.abs(last[0] - every[-1]).max() < 1e-2 * np.abs(every[-1]).max()

@@ -9,7 +9,7 @@ import pytest
 from hearthd.cyext import kernels
 from hearthd.daemon.client import Client, RequestError
 
-from tests.opened import Opened, logits_of
+from tests.opened import Opened, logits_of, stepped
 from tests.rewritten import rewritten, values_of
 from tests.test_kernels import ACT_F32, ACT_Q8, HALVES, TYPES, blocks_of, columns
 
@@ -138,13 +138,13 @@ def test_whoever_does_not_use_it_gets_the_same_bits(models_dir, tmp_path, isa):
         expected, session = logits_of(engine, clean)
         session.close()
         sessions = [engine.new_session() for _ in range(3)]
-        together = engine.step([(s, t, "all") for s, t in zip(sessions, (clean, TOKENS, clean), strict=True)])
+        together = stepped(engine, *((s, t, "all") for s, t in zip(sessions, (clean, TOKENS, clean), strict=True)))
         assert not np.isfinite(together[1][-1]).any()
-        single = [engine.step([(s, clean[:1], "last")])[0] for s in sessions]  # one row each
+        single = [stepped(engine, (s, clean[:1], "last"))[0] for s in sessions]  # one row each
         for session in sessions:
             session.close()
         again, session = logits_of(engine, clean)  # in blocks that held the others' keys
-        more = engine.step([(session, clean[:1], "last")])[0]
+        more = stepped(engine, (session, clean[:1], "last"))[0]
     np.testing.assert_array_equal(again, expected)
     for k in (0, 2):
         assert np.isfinite(together[k]).all()

@@ -24,6 +24,7 @@ from hearthd.daemon.residency.numa_plan import PAGE, Segments
 from hearthd.daemon.residency.placement import Choice, Placement, choose
 from hearthd.daemon.topology import Node, Topology
 
+from .opened import stepped
 from .pages import cached_pages, cold_file
 
 GIB = 1 << 30
@@ -132,7 +133,7 @@ def test_no_mode_changes_an_answer(models_dir, tokens, name):
         while placement.copy_ready():
             pass
         session = engine.new_session()
-        logits = [engine.step([(session, tokens, "all")])[0], engine.step([(session, tokens[:1], "last")])[0]]
+        logits = [stepped(engine, (session, tokens, "all"))[0], stepped(engine, (session, tokens[:1], "last"))[0]]
         if expected is None:
             expected = logits
         for found, right in zip(logits, expected, strict=True):
@@ -220,7 +221,7 @@ def test_experts_that_become_uneven_are_dealt_out_anew(models_dir, tokens):
     queue.submit(CURSOR, np.arange(len(spans)))
     assert queue.drain(CURSOR, 20.0)
     session = engine.new_session()
-    before = engine.step([(session, tokens, "all")])[0]
+    before = stepped(engine, (session, tokens, "all"))[0]
     owner = placement.owner.copy()
     heat = np.where(owner == 0, 100.0, 1.0)
     assert placement.follow(heat, even=True) == ""
@@ -229,7 +230,7 @@ def test_experts_that_become_uneven_are_dealt_out_anew(models_dir, tokens):
     assert numa_plan.load(placement.owner, heat, [1, 1]) <= 1.15
     assert queue.drain(SWEEP, 20.0)
     session.truncate(0)
-    assert np.array_equal(engine.step([(session, tokens, "all")])[0], before)
+    assert np.array_equal(stepped(engine, (session, tokens, "all"))[0], before)
     assert placement.follow(heat, even=False) == ""
     engine.close()
     queue.close()

@@ -18,7 +18,7 @@ from hearthd.daemon.client import Client
 from hearthd.daemon.processors import Processors
 from hearthd.daemon.topology import Node, Topology
 
-from .opened import Opened
+from .opened import Opened, stepped
 
 
 def machine(cores: int, quota: float | None = None, nodes: int = 1) -> Topology:
@@ -101,7 +101,7 @@ def test_answers_are_the_same_bits_while_threads_come_and_go(models_dir: Path) -
 
     def logits(engine: Any) -> np.ndarray:
         session = engine.new_session()
-        parts = [engine.step([(session, tokens[i : i + 4], "all")])[0] for i in range(0, len(tokens), 4)]
+        parts = [stepped(engine, (session, tokens[i : i + 4], "all"))[0] for i in range(0, len(tokens), 4)]
         session.close()
         return np.concatenate(parts)
 

@@ -7,32 +7,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from hearthd.cyext import program as cy
-from hearthd.daemon.interrupt import Interrupt
 from hearthd.daemon.model import architectures
 from hearthd.daemon.model.graph import Graph, Tensors
 from hearthd.daemon.model.hyper import Hyper
-
-Want = Literal["none", "last", "all"]
-
-
-class StepFailed(RuntimeError):
-    """The step's requests fail, the daemon lives. span: number of the span that could not be read, or None."""
-
-    def __init__(self, message: str, span: int | None = None) -> None:
-        super().__init__(message)
-        self.span = span
-
-
-class Interrupted(RuntimeError):
-    """The step was ended by its interrupt; its sessions are as they were before."""
-
-
-class ContextFull(RuntimeError):
-    """The KV pool has no room for the step's tokens."""
+from hearthd.daemon.model.sampling import Choice, choose
+from hearthd.daemon.model.turn import ContextFull, Interrupted, Outcome, Part, StepFailed
 
 
 class Session:
@@ -120,64 +103,83 @@ class Engine:
     def new_session(self) -> Session:
         return Session(self)
 
-    def step(
-        self, batch: Sequence[tuple[Session, np.ndarray, Want]], interrupt: Interrupt | None = None
-    ) -> list[np.ndarray | None]:
-        """Append tokens (int32) to sessions; logits float32 [n, n_vocab] of the last or all of them where wanted.
+    def step(self, parts: Sequence[Part]) -> list[Outcome]:
+        """Append tokens to sessions; an outcome for each part.
 
-        Blocking, without the GIL. All or nothing: when it raises, every session is as before, or
-        closed where its model keeps recurrent state and the step had begun. `interrupt` ends this step alone.
+        Blocking, without the GIL. Raises Interrupted when the engine closes.
         """
-        interrupt = interrupt or Interrupt()
         with self._lock:
-            if self._closing or not interrupt.begin(self.program.stop):
-                raise Interrupted("the step was interrupted before it began")
-            try:
-                return self._step(batch)
-            finally:
-                interrupt.over()
+            if self._closing:
+                raise Interrupted("the engine is closed")
+            outcomes: dict[int, Outcome] = {}
+            taken = []
+            for number, part in enumerate(parts):
+                try:
+                    self._reserve(part)
+                except ContextFull as error:
+                    outcomes[number] = Outcome(error=error)
+                else:
+                    taken.append(number)
+            if taken:
+                outcomes |= zip(taken, self._step([parts[number] for number in taken]), strict=True)
+        return [outcomes[number] for number in range(len(parts))]
 
-    def _step(self, batch: Sequence[tuple[Session, np.ndarray, Want]]) -> list[np.ndarray | None]:
-        tokens = np.concatenate([np.asarray(t, dtype=np.int32) for _, t, _ in batch])
+    def _reserve(self, part: Part) -> None:
+        session, length = part.session, part.session.length + len(part.tokens)
+        if length > self.context:
+            raise ContextFull(f"{length} tokens exceed the context of {self.context}")
+        if not session.state.reserve(length):
+            session.state.shrink(session.length)
+            raise ContextFull("the KV pool is full")
+
+    def _step(self, parts: list[Part]) -> list[Outcome]:
+        tokens = np.concatenate([np.asarray(part.tokens, dtype=np.int32) for part in parts])
         if len(tokens) > self.batch:
             raise ValueError(f"{len(tokens)} rows in a step of at most {self.batch}")
-        positions = np.concatenate([np.arange(s.length, s.length + len(t), dtype=np.int32) for s, t, _ in batch])
-        owner = np.concatenate([np.full(len(t), k, dtype=np.int32) for k, (_, t, _) in enumerate(batch)])
-        for session, new, _ in batch:
-            if session.length + len(new) > self.context:
-                raise ContextFull(f"{session.length + len(new)} tokens exceed the context of {self.context}")
-            if not session.state.reserve(session.length + len(new)):
-                self._shrink(batch)
-                raise ContextFull("the KV pool is full")
+        spans = [(part.session.length, len(part.tokens)) for part in parts]
+        positions = np.concatenate([np.arange(start, start + n, dtype=np.int32) for start, n in spans])
+        owner = np.repeat(np.arange(len(parts), dtype=np.int32), [n for _, n in spans])
         selected: list[int] = []
         counts = []
         at = 0
-        for _, new, want in batch:
-            n = len(new)
-            first = at + n if want == "none" or n == 0 else at if want == "all" else at + n - 1
+        for part in parts:
+            n = len(part.tokens)
+            first = at + n if part.want == "none" or n == 0 else at if part.want == "all" else at + n - 1
             selected.extend(range(first, at + n))
             counts.append(at + n - first)
             at += n
         logits = np.empty((len(selected), self.hyper.n_vocab), dtype=np.float32)
         try:
             self.program.run(
-                tokens, positions, owner, [s.state for s, _, _ in batch], np.array(selected, dtype=np.int32), logits
+                tokens,
+                positions,
+                owner,
+                [part.session.state for part in parts],
+                np.array(selected, dtype=np.int32),
+                logits,
             )
         except cy.Failed as error:
-            self._shrink(batch, ran=True)
-            raise self._explain(error) from None
+            self._shrink(parts, ran=True)
+            explained = self._explain(error)
+            if isinstance(explained, Interrupted):
+                raise explained from None
+            return [Outcome(error=explained)] * len(parts)
         self.steps += 1
         self.rows += len(tokens)
-        result: list[np.ndarray | None] = []
-        at = 0
-        for (session, new, _), n in zip(batch, counts, strict=True):
-            session.length += len(new)
-            result.append(logits[at : at + n] if n else None)
+        picks, result, at = [], [], 0
+        for number, (part, n) in enumerate(zip(parts, counts, strict=True)):
+            part.session.length += len(part.tokens)
+            result.append(Outcome(logits=logits[at : at + n] if n and part.sampler is None else None))
+            if part.sampler is not None:
+                picks.append((number, at + n - 1, part.sampler, part.session.length))
             at += n
+        chosen = choose(self.teams, logits, [(row, sampler, at) for _, row, sampler, at in picks])
+        for (number, *_), found in zip(picks, chosen, strict=True):
+            result[number] = Outcome(choice=found) if isinstance(found, Choice) else Outcome(error=found)
         return result
 
-    def _shrink(self, batch: Sequence[tuple[Session, np.ndarray, Want]], *, ran: bool = False) -> None:
-        for session, _, _ in batch:
+    def _shrink(self, parts: Sequence[Part], *, ran: bool = False) -> None:
+        for session in (part.session for part in parts):
             if ran and self.recurrent:
                 session.close()  # its state has moved on with some of the rows and cannot go back
             else:
@@ -185,7 +187,7 @@ class Engine:
 
     def _explain(self, error: cy.Failed) -> Exception:
         if error.kind == "stopped":
-            return Interrupted("the step was interrupted")
+            return Interrupted("the engine closes")
         if error.kind == "memory":
             return StepFailed("out of memory")
         if error.span < 0:
@@ -215,6 +217,10 @@ class Engine:
         old.close()
 
     # --- what it is, and what it learnt ---
+
+    @property
+    def n_vocab(self) -> int:
+        return self.hyper.n_vocab
 
     @property
     def layer(self) -> int:

@@ -155,6 +155,19 @@ class Sampler:
         return np.concatenate((above, np.flatnonzero(logits == values[keep - 1])[: keep - len(above)]))
 
 
+def choose(
+    teams: Any, logits: NDArray[np.float32], picks: Sequence[tuple[int, Sampler, int]]
+) -> list[Choice | SamplingError]:
+    """For each (row of logits, sampler, position of the token that is chosen) a choice, or why there is none."""
+    found: list[Choice | SamplingError] = []
+    for row, sampler, _ in picks:
+        try:
+            found.append(sampler.sample(logits[row]))
+        except SamplingError as error:
+            found.append(error)
+    return found
+
+
 class _Recent:
     """Which tokens are among the last ones: counts by token, so that a long look back costs a step no more."""
 

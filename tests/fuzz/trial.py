@@ -19,6 +19,8 @@ from hearthd.daemon.hearth import Hearth
 from hearthd.daemon.model import architectures
 from hearthd.daemon.model.gguf import ModelError
 
+from tests.opened import stepped
+
 PROMPT = np.array([5, 6, 7, 8, 9], np.int32)
 OTHER = np.array([11, 3, 12, 4, 10, 2, 1], np.int32)
 TOKENS = 4  # of an answer
@@ -141,7 +143,7 @@ def _answer(engine: Any, prompt: np.ndarray, chunk: int) -> np.ndarray:
         found = []
         step = None
         for at in range(0, len(prompt), chunk):
-            (step,) = engine.step([(session, prompt[at : at + chunk], "last")])
+            (step,) = stepped(engine, (session, prompt[at : at + chunk], "last"))
         while True:
             assert step is not None
             if not np.isfinite(step).all():
@@ -150,7 +152,7 @@ def _answer(engine: Any, prompt: np.ndarray, chunk: int) -> np.ndarray:
             found.append(step[-1].copy())
             if len(found) == TOKENS or session.length == engine.context:
                 return np.array(found)
-            (step,) = engine.step([(session, np.array([step[-1].argmax()], np.int32), "last")])
+            (step,) = stepped(engine, (session, np.array([step[-1].argmax()], np.int32), "last"))
     finally:
         session.close()
 

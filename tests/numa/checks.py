@@ -24,6 +24,7 @@ from hearthd.daemon import topology
 from hearthd.daemon.model.engine import Engine
 from hearthd.daemon.model.gguf import open_model
 from hearthd.daemon.model.spans import SpanTable
+from hearthd.daemon.model.turn import Part
 from hearthd.daemon.residency.numa_plan import balance, load, pages_of
 from hearthd.daemon.residency.placement import Placement, choose
 
@@ -59,11 +60,11 @@ class Placed:
     def say(self, tokens: np.ndarray, more: int = 3) -> tuple[list[int], bytes]:
         """Greedy tokens after a prompt, and the bits of all logits on the way."""
         session, bits, said = self.engine.new_session(), b"", []
-        logits = self.engine.step([(session, tokens, "all")])[0]
+        logits = self.engine.step([Part(session, tokens, "all")])[0].rows()
         for _ in range(more):
             bits += logits.tobytes()
             said.append(int(logits[-1].argmax()))
-            logits = self.engine.step([(session, np.array(said[-1:], np.int32), "last")])[0]
+            logits = self.engine.step([Part(session, np.array(said[-1:], np.int32), "last")])[0].rows()
         bits += logits.tobytes()
         self.session = session
         return said, bits
