@@ -46,13 +46,19 @@ cdef extern from "kernels/kernels.h" nogil:
         int32_t rows
         int32_t dk
         int32_t dv
-        float *state
+        int32_t before
+        const float *held
+        float *next "next"
+        const float *tail
+        float *tail_next
         const float *const *q
         const float *const *k
         const float *const *v
         const float *decay
         const float *beta
         float *const *out
+    enum: HD_DELTA_TOKENS
+    size_t hd_delta_tail(size_t dk, size_t dv)
     ctypedef struct hd_kernels:
         const char *name
         int32_t panel

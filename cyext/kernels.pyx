@@ -232,23 +232,34 @@ def convolve(x, weight, isa=None):
     return out
 
 
-def delta(q, k, v, decay, beta, state, isa=None):
-    """(out [rows, dv], state [dk, dv] afterwards): the gated delta rule over q, k [rows, dk] and v [rows, dv] (hd_delta)."""
+DELTA_TOKENS = HD_DELTA_TOKENS
+
+
+def delta(q, k, v, decay, beta, held, tail=None, int before=0, isa=None):
+    """(out [rows, dv], state [dk, dv], tail): the gated delta rule over q, k [rows, dk] and v [rows, dv] (hd_delta).
+
+    held: the state at the beginning of the first row's group, `before` tokens of which came earlier and left `tail`. The
+    state that is answered is that of the last whole group's end, the tail what the tokens since then left.
+    """
     cdef hd_delta d
-    q, k, v, decay, beta = floats(q), floats(k), floats(v), floats(decay), floats(beta)
-    state = floats(state).copy()
+    q, k, v, decay, beta, held = floats(q), floats(k), floats(v), floats(decay), floats(beta), floats(held)
     rows, dk = q.shape
     dv = v.shape[1]
-    if k.shape != q.shape or v.shape[0] != rows or decay.shape != (rows,) or beta.shape != (rows,) or state.shape != (dk, dv):
+    if k.shape != q.shape or v.shape[0] != rows or decay.shape != (rows,) or beta.shape != (rows,) or held.shape != (dk, dv):
         raise ValueError("shapes of queries, keys, values, gates and state do not fit")
-    out = np.zeros((rows, dv), np.float32)
+    tail = np.full(hd_delta_tail(dk, dv), np.nan, np.float32) if tail is None else floats(tail)
+    if not 0 <= before < HD_DELTA_TOKENS or tail.shape != (hd_delta_tail(dk, dv),):
+        raise ValueError("no such tail")
+    out, following, left = np.zeros((rows, dv), np.float32), held.copy(), np.full_like(tail, np.nan)
     pointers = [np.array([row.ctypes.data for row in a], np.uint64) for a in (q, k, v, out)]
     qp, kp, vp, op = pointers
-    d.rows, d.dk, d.dv, d.state = rows, dk, dv, <float *> at(state)
+    d.rows, d.dk, d.dv, d.before = rows, dk, dv, before
+    d.held, d.next = <const float *> at(held), <float *> at(following)
+    d.tail, d.tail_next = <const float *> at(tail), <float *> at(left)
     d.q, d.k, d.v = <const float *const *> at(qp), <const float *const *> at(kp), <const float *const *> at(vp)
     d.decay, d.beta, d.out = <const float *> at(decay), <const float *> at(beta), <float *const *> at(op)
     kernels_for(isa).delta(&d)
-    return out, state
+    return out, following, left
 
 
 def softmax(x, isa=None):

@@ -22,7 +22,8 @@ class Matrix(NamedTuple):
 
 @dataclass
 class Program:
-    """What there is. buffers: their widths; streams: heads and width of each; ropes: elements that each rotates."""
+    """What there is. buffers: their widths; streams: heads and width of each; ropes: elements that each rotates;
+    delta_tail: floats that a head of the delta rule keeps beside its matrix; tail, state: floats of a session."""
 
     buffers: list[int]
     weights: list[Matrix]
@@ -32,7 +33,9 @@ class Program:
     experts: int
     used: int
     vocabulary: int
-    state: int
+    delta_tail: Callable[[int, int], int]
+    tail: int = 0
+    state: int = 0
 
 
 class Operation(NamedTuple):
@@ -232,10 +235,10 @@ def _lookahead(o: Operation) -> None:
 
 
 def _convolve(o: Operation) -> None:
-    taps, state = o.ints[:2]
+    taps, tail = o.ints[:2]
     m, channels = o.matrix(0), o.width(o.ins, 0)
     o.need(taps > 0 and (m.rows, m.cols) == (channels, taps), f"{m.rows} x {m.cols} for {channels} channels")
-    o.need(o.width(o.outs, 0) >= channels and 0 <= state <= o.program.state - (taps - 1) * channels, "no such state")
+    o.need(o.width(o.outs, 0) >= channels and 0 <= tail <= o.program.tail - (taps - 1) * channels, "no such tail")
 
 
 def _decay(o: Operation) -> None:
@@ -249,11 +252,12 @@ def _decay(o: Operation) -> None:
 
 
 def _delta(o: Operation) -> None:
-    values, keys, dk, dv, state = o.ints[:5]
+    values, keys, dk, dv, state, _, tail = o.ints[:7]
     o.need(keys > 0 and values > 0 and values % keys == 0, f"{keys} heads of keys cannot be shared by {values}")
     o.need(dk > 0 and dv > 0 and o.width(o.ins, 0) >= 2 * keys * dk + values * dv, "the input is narrower")
     o.need(o.width(o.ins, 1) >= 2 * values and o.width(o.outs, 0) >= values * dv, "gates or output are narrower")
     o.need(0 <= state <= o.program.state - values * dk * dv, "there is no such state")
+    o.need(0 <= tail <= o.program.tail - values * o.program.delta_tail(dk, dv), "there is no such tail")
 
 
 _CHECKS: dict[str, Callable[[Operation], None]] = {

@@ -10,6 +10,8 @@ cdef extern from "kernels/kernels.h" nogil:
     enum: HD_TYPE_COUNT
     const hd_kernels *hd_kernels_for(const char *name, const char **why)
     enum: HD_KV_BLOCK
+    enum: HD_DELTA_TOKENS
+    size_t hd_delta_tail(size_t dk, size_t dv)
 
 
 cdef extern from "teams.h" nogil:
@@ -73,7 +75,10 @@ cdef extern from "steps/step.h" nogil:
     ctypedef struct hd_session:
         const int32_t *blocks
         int32_t n_blocks
-        float *state
+        const float *tail
+        float *tail_next
+        const float *state
+        float *state_next
     ctypedef struct hd_trace:
         int32_t *records
         int64_t used, capacity
@@ -107,7 +112,7 @@ cdef extern from "steps/step.h" nogil:
         const int32_t *owner
         uint8_t *pool
         size_t block_bytes
-        size_t state_floats
+        size_t tail_floats, state_floats
         void *expert_counts
         void *expert_touched
     ctypedef struct hd_step:

@@ -26,6 +26,11 @@ def computes(int type):
     return 0 <= type < HD_TYPE_COUNT and hd_kernels_for(b"c", NULL).unpack[type] is not NULL
 
 
+def delta_tail(size_t dk, size_t dv):
+    """Floats that a head of the delta rule keeps of the tokens that its matrix does not hold yet."""
+    return hd_delta_tail(dk, dv)
+
+
 class Failed(RuntimeError):
     """A step did not end well. kind: "stopped", "fault", "span" or "memory"; span: the span's number or -1."""
 
@@ -68,18 +73,20 @@ cdef class Teams:
 
 
 cdef class State:
-    """One sequence's place in the KV pool, and its recurrent state."""
+    """One sequence's place in the KV pool, and its recurrent state: what it keeps, and what a step has made of it."""
     cdef Program program
     cdef int32_t *blocks
     cdef int32_t n_blocks, capacity
+    cdef int64_t tokens      # that the recurrent state has seen
+    cdef float *tail
+    cdef float *tail_next
     cdef float *state
+    cdef float *state_next
 
     def __cinit__(self, Program program):
         self.program = program
-        if program.p.state_floats:
-            self.state = <float *>hd_memory_new(program.p.state_floats * sizeof(float))
-            if self.state is NULL:
-                raise MemoryError("recurrent state")
+        self.tail, self.tail_next = recurrent(program.p.tail_floats), recurrent(program.p.tail_floats)
+        self.state, self.state_next = recurrent(program.p.state_floats), recurrent(program.p.state_floats)
 
     def reserve(self, int64_t tokens):
         """Have blocks for so many tokens; False when the pool has none left (what was there stays)."""
@@ -101,20 +108,49 @@ cdef class State:
         return True
 
     def shrink(self, int64_t tokens):
-        """Give back the blocks beyond so many tokens. Recurrent state cannot go back: only to 0."""
+        """Give back the blocks beyond so many tokens. Recurrent state stays as it was last settled; at 0 it begins anew."""
         cdef int64_t keep = (tokens + HD_KV_BLOCK - 1) // HD_KV_BLOCK
         while self.n_blocks > keep:
             self.n_blocks -= 1
             self.program.free_blocks.append(self.blocks[self.n_blocks])
-        if tokens == 0 and self.state is not NULL:
-            memset(self.state, 0, self.program.p.state_floats * sizeof(float))
+        if tokens == 0 and self.tokens:
+            self.tokens = 0
+            # Pages that are given back are zero when they come again.
+            hd_memory_release(self.tail)
+            hd_memory_release(self.tail_next)
+            hd_memory_release(self.state)
+            hd_memory_release(self.state_next)
+
+    def settle(self, int64_t tokens):
+        """What the last step made of the recurrent state is the session's from now on, which has so many tokens with it.
+        Not for a step that failed: then all is as it was before."""
+        if tokens < self.tokens:
+            raise ValueError(f"{tokens} tokens after {self.tokens}")
+        self.tail, self.tail_next = self.tail_next, self.tail
+        if tokens // HD_DELTA_TOKENS > self.tokens // HD_DELTA_TOKENS:
+            self.state, self.state_next = self.state_next, self.state
+        self.tokens = tokens
 
     def __dealloc__(self):
         # The collector may have emptied the program first; then nobody needs the blocks.
         if self.program is not None and self.program.free_blocks is not None:
             self.shrink(0)
         free(self.blocks)
+        hd_memory_free(self.tail)
+        hd_memory_free(self.tail_next)
         hd_memory_free(self.state)
+        hd_memory_free(self.state_next)
+
+
+cdef float *recurrent(size_t floats) except? NULL:
+    """Zeros that are there only once they are touched; NULL for none."""
+    if not floats:
+        return NULL
+    memory = <float *>hd_memory_new(floats * sizeof(float))
+    if memory is NULL:
+        raise MemoryError("recurrent state")
+    return memory
+
 
 
 cdef class Program:
@@ -157,7 +193,7 @@ cdef class Program:
         self.layer_now = -1
         self.keep, self.ops, self.weights, self.buffers, self.streams, self.ropes = [], [], [], [], [], []
         self.free_blocks = []
-        self.shapes = operands.Program(self.buffers, [], [], [], n_layers, n_experts, max_used, vocabulary, 0)
+        self.shapes = operands.Program(self.buffers, [], [], [], n_layers, n_experts, max_used, vocabulary, delta_tail)
         self.nodes = []
         self.reads = self.touched_blocks = None
         self.expert_counts = np.zeros((max(n_layers, 1), max(n_experts, 1)), dtype=np.uint64)
@@ -204,8 +240,19 @@ cdef class Program:
         self.shapes.ropes.append(2 * len(inverse))
         return len(self.ropes) - 1
 
+    def tail(self, size_t floats):
+        """So many floats per session for what the last few tokens left; the offset of this part."""
+        at = self.p.tail_floats
+        self.p.tail_floats += floats
+        self.shapes.tail = self.p.tail_floats
+        return at
+
+    def delta_tail(self, int heads, int dk, int dv):
+        """A tail for the delta rule of so many heads."""
+        return self.tail(heads * hd_delta_tail(dk, dv))
+
     def state(self, size_t floats):
-        """Recurrent state of so many floats per session; the offset of this part."""
+        """So many floats per session of matrices that all its tokens moved; the offset of this part."""
         at = self.p.state_floats
         self.p.state_floats += floats
         self.shapes.state = self.p.state_floats
@@ -406,8 +453,14 @@ cdef class Program:
         self.step.lookahead = &self.ahead
 
     @property
-    def state_floats(self):
-        return self.p.state_floats
+    def recurrent(self):
+        """Whether sessions keep recurrent state."""
+        return self.p.tail_floats + self.p.state_floats > 0
+
+    @property
+    def session_bytes(self):
+        """Most that a session's recurrent state takes, however long it is: both copies of both kinds."""
+        return 2 * (self.p.tail_floats + self.p.state_floats) * sizeof(float)
 
     @property
     def block_bytes(self):
@@ -446,7 +499,9 @@ cdef class Program:
         try:
             for i in range(len(states)):
                 state = states[i]
-                sessions[i].blocks, sessions[i].n_blocks, sessions[i].state = state.blocks, state.n_blocks, state.state
+                sessions[i].blocks, sessions[i].n_blocks = state.blocks, state.n_blocks
+                sessions[i].tail, sessions[i].tail_next = state.tail, state.tail_next
+                sessions[i].state, sessions[i].state_next = state.state, state.state_next
             for i in range(n):
                 if not 0 <= own[i] < len(states) or not 0 <= t[i] < self.p.vocabulary:
                     raise ValueError(f"row {i} of a step: token {t[i]}")

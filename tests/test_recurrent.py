@@ -1,5 +1,7 @@
 """Gated delta rule, convolution and gated activations: every instruction set against their formulas in float64."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hearthd.cyext import kernels
@@ -22,9 +24,25 @@ def scan(q, k, v, decay, beta, state):
     return np.array(out), s
 
 
+def in_pieces(sizes, isa, q, k, v, decay, beta, state):
+    """(outputs, last held state, last tail of tokens that no state holds) of rows that come so many at a time."""
+    tail, outs, t = None, [], 0
+    for size in itertools.cycle(sizes):
+        if t >= len(q):
+            return np.concatenate(outs), state, tail
+        part = slice(t, t + size)
+        out, state, tail = kernels.delta(
+            q[part], k[part], v[part], decay[part], beta[part], state, tail, t % kernels.DELTA_TOKENS, isa
+        )
+        outs.append(out)
+        t += size
+
+
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("rows", "dk", "dv"), [(1, 128, 128), (4, 64, 64), (23, 128, 128), (6, 20, 37), (7, 32, 16)])
-def test_delta_rule_in_any_pieces(isa, rows, dk, dv):
+@pytest.mark.parametrize(
+    ("rows", "dk", "dv"), [(1, 128, 128), (4, 64, 64), (23, 128, 128), (6, 20, 37), (11, 31, 16), (9, 16, 300)]
+)
+def test_delta_rule_is_the_same_in_any_pieces(isa, rows, dk, dv):
     rng = np.random.default_rng([rows, dk, dv])
     q, k, v = (rng.standard_normal((rows, n)).astype(np.float32) for n in (dk, dk, dv))
     k /= np.linalg.norm(k, axis=1, keepdims=True)
@@ -32,15 +50,16 @@ def test_delta_rule_in_any_pieces(isa, rows, dk, dv):
     decay, beta = rng.uniform(0, 1, (2, rows)).astype(np.float32)
     decay[::5] = 0.0
     state = rng.standard_normal((dk, dv)).astype(np.float32)
-    expected, after = scan(q, k, v, decay, beta, state)
-    for piece in (rows, 5, 1):
-        s, outs = state, []
-        for t in range(0, rows, piece):
-            part = slice(t, t + piece)
-            out, s = kernels.delta(q[part], k[part], v[part], decay[part], beta[part], s, isa)
-            outs.append(out)
-        assert close(np.concatenate(outs), expected)
-        assert close(s, after)
+    given = (isa, q, k, v, decay, beta, state)
+    whole, after, tail = in_pieces([rows], *given)
+    held = rows - rows % kernels.DELTA_TOKENS
+    assert close(whole, scan(q, k, v, decay, beta, state)[0])
+    assert close(after, scan(q[:held], k[:held], v[:held], decay[:held], beta[:held], state)[1])
+    for sizes in ([1], [2], [3], [5], [7], [3, 1, 6, 2]):
+        outs, s, left = in_pieces(sizes, *given)
+        assert np.array_equal(outs, whole), sizes
+        assert np.array_equal(s, after), sizes
+        assert np.array_equal(left, tail, equal_nan=True), sizes  # what is not there was never written
 
 
 @pytest.mark.parametrize("isa", ISAS)

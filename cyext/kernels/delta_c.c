@@ -1,36 +1,15 @@
-/* The gated delta rule token by token, in plain C: the meaning that the wide ones are tested against. */
-#include "delta.h"
+/* The gated delta rule in plain C: the meaning that the wide ones are tested against. */
+#include "delta_body.h"
 
-#define DELTA_WIDTH 256
-
-void hd_delta_c(const hd_delta *d) {
-    int32_t dk = d->dk, dv = d->dv;
-    for (int32_t first = 0; first < dv; first += DELTA_WIDTH) {
-        int32_t n = dv - first < DELTA_WIDTH ? dv - first : DELTA_WIDTH;
-        float held[DELTA_WIDTH], change[DELTA_WIDTH], out[DELTA_WIDTH];
-        for (int32_t t = 0; t < d->rows; t++) {
-            const float *restrict q = d->q[t], *restrict k = d->k[t], *restrict v = d->v[t] + first;
-            float decay = d->decay[t], beta = d->beta[t];
-            for (int32_t j = 0; j < n; j++) held[j] = 0.0f;
-            for (int32_t i = 0; i < dk; i++) {
-                const float *restrict s = d->state + (size_t)i * dv + first;
-                float by = k[i] * decay;
-                for (int32_t j = 0; j < n; j++) held[j] += by * s[j];
-            }
-            for (int32_t j = 0; j < n; j++) {
-                change[j] = beta * (v[j] - held[j]);
-                out[j] = 0.0f;
-            }
-            for (int32_t i = 0; i < dk; i++) {
-                float *restrict s = d->state + (size_t)i * dv + first;
-                float ki = k[i], qi = q[i];
-                for (int32_t j = 0; j < n; j++) {
-                    float now = decay * s[j] + ki * change[j];
-                    s[j] = now;
-                    out[j] += qi * now;
-                }
-            }
-            for (int32_t j = 0; j < n; j++) d->out[t][first + j] = out[j];
-        }
-    }
+static float dot(const float *a, const float *b, int32_t n)
+{
+    float sum = 0.0f;
+    for (int32_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
 }
+
+static void weigh(const delta_group *g, float (*c)[DELTA_WIDTH], int32_t first, int32_t n) { weigh_plain(g, c, first, 0, n); }
+
+static void fold(const delta_group *g, const float (*c)[DELTA_WIDTH], int32_t first, int32_t n) { fold_plain(g, c, first, 0, n); }
+
+void hd_delta_c(const hd_delta *d) { delta_groups(d); }

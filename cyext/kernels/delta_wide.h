@@ -1,21 +1,9 @@
-/* The body of delta_avx2.c and delta_avx512.c: the gated delta rule for some columns of the state at a time, which are
- * independent of each other, and for up to four tokens at once, so that the state is read and written once for them.
- *
- * With S before token 1, D(j, t) the product of the decays of tokens j + 1 .. t and c_t what token t writes:
- *   c_t   = beta_t (v_t - D(0, t) S^T k_t - sum_{j < t} D(j, t) (k_j . k_t) c_j)
- *   out_t = D(0, t) S^T q_t + sum_{j <= t} D(j, t) (k_j . q_t) c_j
- *   S    <- D(0, n) S + sum_j D(j, n) k_j c_j^T
- * (the chunked form of Yang et al., arXiv 2412.06464, section 3, whose inverse is a substitution for so few tokens). */
-#include "delta.h"
+/* The body of delta_avx2.c and delta_avx512.c: columns of the state are lanes, independent of each other; what does not
+ * fill a vector is worked in plain C. */
+#include "delta_body.h"
 #include "lanes.h"
 
-#define DELTA_TOKENS 4
 #define INLINE static inline __attribute__((always_inline))
-
-typedef struct delta_dots {
-    float with_k[DELTA_TOKENS][DELTA_TOKENS], with_q[DELTA_TOKENS][DELTA_TOKENS]; /* [j][t]: D(j, t) times the dot product */
-    float kept[DELTA_TOKENS], after[DELTA_TOKENS];                               /* D(0, t); D(j, n) */
-} delta_dots;
 
 static float dot(const float *a, const float *b, int32_t n)
 {
@@ -27,111 +15,96 @@ static float dot(const float *a, const float *b, int32_t n)
     return v_sum(sum) + rest;
 }
 
-static void dots_of(delta_dots *g, const hd_delta *d, int32_t t0, int32_t n)
+/* S^T k and S^T q of n tokens at hand, for some vectors of columns whose first is `s`. */
+INLINE void columns(const delta_group *g, float (*c)[DELTA_WIDTH], int32_t first, int32_t at, const int n, const int vectors)
 {
-    float so_far = 1.0f;
-    for (int32_t t = 0; t < n; t++) {
-        float by = 1.0f;
-        g->kept[t] = so_far *= d->decay[t0 + t];
-        for (int32_t j = t; j >= 0; j--) {
-            if (j < t) g->with_k[j][t] = by * dot(d->k[t0 + j], d->k[t0 + t], d->dk);
-            g->with_q[j][t] = by * dot(d->k[t0 + j], d->q[t0 + t], d->dk);
-            if (t == n - 1) g->after[j] = by;
-            by *= d->decay[t0 + j];
-        }
-    }
-}
-
-/* Columns [first, first + vectors * HD_LANES) and tokens [t0, t0 + n). */
-INLINE void columns(const hd_delta *d, const delta_dots *g, int32_t t0, int32_t first, const int n, const int vectors)
-{
-    vf held[DELTA_TOKENS][8], out[DELTA_TOKENS][8];
-    const size_t dv = (size_t)d->dv;
-    float *s = d->state + first;
+    vf held[HD_DELTA_TOKENS][8], out[HD_DELTA_TOKENS][8];
+    const size_t dv = (size_t)g->dv;
+    const float *s = g->from + first + at;
+    const int32_t old = g->old;
 #pragma GCC unroll 4
     for (int t = 0; t < n; t++)
 #pragma GCC unroll 8
         for (int x = 0; x < vectors; x++) held[t][x] = out[t][x] = v_zero();
-    for (int32_t i = 0; i < d->dk; i++, s += dv)
+    for (int32_t i = 0; i < g->dk; i++, s += dv)
 #pragma GCC unroll 8
         for (int x = 0; x < vectors; x++) {
             vf here = v_load(s + x * HD_LANES);
 #pragma GCC unroll 4
             for (int t = 0; t < n; t++) {
-                held[t][x] = v_fma(v_all(d->k[t0 + t][i]), here, held[t][x]);
-                out[t][x] = v_fma(v_all(d->q[t0 + t][i]), here, out[t][x]);
+                held[t][x] = v_fma(v_all(g->k[old + t][i]), here, held[t][x]);
+                out[t][x] = v_fma(v_all(g->q[old + t][i]), here, out[t][x]);
             }
         }
 #pragma GCC unroll 4
     for (int t = 0; t < n; t++)
-#pragma GCC unroll 8
-        for (int x = 0; x < vectors; x++) { /* held becomes what the token writes */
-            const int32_t at = first + x * HD_LANES;
-            vf h = v_mul(held[t][x], v_all(g->kept[t])), o = v_mul(out[t][x], v_all(g->kept[t]));
-#pragma GCC unroll 4
-            for (int j = 0; j < t; j++) {
-                h = v_fma(v_all(g->with_k[j][t]), held[j][x], h);
-                o = v_fma(v_all(g->with_q[j][t]), held[j][x], o);
-            }
-            h = v_mul(v_all(d->beta[t0 + t]), v_sub(v_load(d->v[t0 + t] + at), h));
-            held[t][x] = h;
-            v_store(d->out[t0 + t] + at, v_fma(v_all(g->with_q[t][t]), h, o));
-        }
-#pragma GCC unroll 4
-    for (int t = 0; t < n; t++)
-#pragma GCC unroll 8
-        for (int x = 0; x < vectors; x++) held[t][x] = v_mul(held[t][x], v_all(g->after[t]));
-    const vf kept = v_all(g->kept[n - 1]);
-    s = d->state + first;
-    for (int32_t i = 0; i < d->dk; i++, s += dv)
 #pragma GCC unroll 8
         for (int x = 0; x < vectors; x++) {
-            vf here = v_mul(v_load(s + x * HD_LANES), kept);
-#pragma GCC unroll 4
-            for (int t = 0; t < n; t++) here = v_fma(v_all(d->k[t0 + t][i]), held[t][x], here);
-            v_store(s + x * HD_LANES, here);
+            const int32_t a = old + t, here = at + x * HD_LANES;
+            vf h = v_mul(held[t][x], v_all(g->kept[a])), o = v_mul(out[t][x], v_all(g->kept[a]));
+            for (int32_t j = 0; j < a; j++) {
+                h = v_fma(v_all(g->with_k[j][a]), v_load(c[j] + here), h);
+                o = v_fma(v_all(g->with_q[j][a]), v_load(c[j] + here), o);
+            }
+            h = v_mul(v_all(g->beta[a]), v_sub(v_load(g->v[a] + first + here), h));
+            v_store(c[a] + here, h);
+            v_store(g->out[a] + first + here, v_fma(v_all(g->with_q[a][a]), h, o));
         }
-}
-
-/* One column of what does not fill a vector. */
-static void column(const hd_delta *d, int32_t c)
-{
-    for (int32_t t = 0; t < d->rows; t++) {
-        float held = 0.0f, out = 0.0f, *s = d->state + c;
-        for (int32_t i = 0; i < d->dk; i++) held = __builtin_fmaf(d->k[t][i], s[(size_t)i * (size_t)d->dv], held);
-        const float write = d->beta[t] * (d->v[t][c] - d->decay[t] * held);
-        for (int32_t i = 0; i < d->dk; i++, s += d->dv) {
-            *s = __builtin_fmaf(d->k[t][i], write, d->decay[t] * *s);
-            out = __builtin_fmaf(d->q[t][i], *s, out);
-        }
-        d->out[t][c] = out;
-    }
 }
 
 #define WIDE_MANY (HD_LANES == 16 ? 2 : 1) /* vectors that the registers hold beside four tokens' sums */
 #define WIDE_ONE (HD_LANES == 16 ? 8 : 4)  /* beside one's: long runs of a state that comes from memory */
 
-static void few(const hd_delta *d, const delta_dots *g, int32_t t, int32_t n, int32_t c)
+#define COLUMNS(n, vectors)                                                                                       \
+    case n:                                                                                                       \
+        for (; at + (vectors) * HD_LANES <= whole; at += (vectors) * HD_LANES) columns(g, c, first, at, n, vectors); \
+        for (; at < whole; at += HD_LANES) columns(g, c, first, at, n, 1);                                        \
+        break;
+
+static void weigh(const delta_group *g, float (*c)[DELTA_WIDTH], int32_t first, int32_t width)
 {
-    if (n == 4) columns(d, g, t, c, 4, 1);
-    else if (n == 3) columns(d, g, t, c, 3, 1);
-    else if (n == 2) columns(d, g, t, c, 2, 1);
-    else columns(d, g, t, c, 1, 1);
+    const int32_t whole = width / HD_LANES * HD_LANES;
+    int32_t at = 0;
+    switch (g->n - g->old) {
+        COLUMNS(1, WIDE_ONE)
+        COLUMNS(2, 2 * WIDE_MANY)
+        COLUMNS(3, WIDE_MANY)
+        COLUMNS(4, WIDE_MANY)
+    }
+    if (whole < width) weigh_plain(g, c, first, whole, width);
 }
 
-void HD_ISA(hd_delta)(const hd_delta *d)
+/* Rows of S in pairs, each along its columns, as it lies in memory. */
+static void fold(const delta_group *g, const float (*c)[DELTA_WIDTH], int32_t first, int32_t width)
 {
-    const int32_t whole = d->dv / HD_LANES * HD_LANES;
-    for (int32_t t = 0, n; t < d->rows; t += n) {
-        delta_dots g;
-        int32_t c = 0;
-        n = d->rows - t < DELTA_TOKENS ? d->rows - t : DELTA_TOKENS;
-        dots_of(&g, d, t, n);
-        if (n == DELTA_TOKENS)
-            for (; c + WIDE_MANY * HD_LANES <= whole; c += WIDE_MANY * HD_LANES) columns(d, &g, t, c, DELTA_TOKENS, WIDE_MANY);
-        else if (n == 1)
-            for (; c + WIDE_ONE * HD_LANES <= whole; c += WIDE_ONE * HD_LANES) columns(d, &g, t, c, 1, WIDE_ONE);
-        for (; c < whole; c += HD_LANES) few(d, &g, t, n, c);
+    const int32_t whole = width / HD_LANES * HD_LANES;
+    const size_t dv = (size_t)g->dv;
+    const vf kept = v_all(g->kept[HD_DELTA_TOKENS - 1]);
+    int32_t i = 0;
+    for (; i + 2 <= g->dk; i += 2) {
+        const float *s = g->from + (size_t)i * dv + first;
+        float *to = g->to + (size_t)i * dv + first;
+        vf by[2][HD_DELTA_TOKENS];
+        for (int j = 0; j < HD_DELTA_TOKENS; j++) by[0][j] = v_all(g->k[j][i]), by[1][j] = v_all(g->k[j][i + 1]);
+        for (int32_t x = 0; x < whole; x += HD_LANES) {
+            vf a = v_mul(v_load(s + x), kept), b = v_mul(v_load(s + dv + x), kept);
+#pragma GCC unroll 4
+            for (int j = 0; j < HD_DELTA_TOKENS; j++) {
+                vf writes = v_load(c[j] + x);
+                a = v_fma(by[0][j], writes, a);
+                b = v_fma(by[1][j], writes, b);
+            }
+            v_store(to + x, a);
+            v_store(to + dv + x, b);
+        }
     }
-    for (int32_t c = whole; c < d->dv; c++) column(d, c);
+    for (; i < g->dk; i++)
+        for (int32_t x = 0; x < whole; x += HD_LANES) {
+            vf a = v_mul(v_load(g->from + (size_t)i * dv + first + x), kept);
+            for (int j = 0; j < HD_DELTA_TOKENS; j++) a = v_fma(v_all(g->k[j][i]), v_load(c[j] + x), a);
+            v_store(g->to + (size_t)i * dv + first + x, a);
+        }
+    if (whole < width) fold_plain(g, c, first, whole, width);
 }
+
+void HD_ISA(hd_delta)(const hd_delta *d) { delta_groups(d); }

@@ -1,14 +1,13 @@
 /* What a gated delta net keeps and does: a short causal convolution and the recurrent scan. Rows of a session are
- * consecutive in a step and come in order of position; a session's state moves on with them. */
+ * consecutive in a step and come in order of position; what the session keeps is read, what it will keep is written
+ * elsewhere (hd_session), so a step that fails has changed nothing. */
 #include "step.h"
 #include <math.h>
 #include <string.h>
 
 #define OP(s) (&(s)->p->ops[(s)->pc])
 
-static float *state_at(const hd_step *s, int32_t row, int32_t offset) {
-    return s->sessions[s->session[row]].state + offset;
-}
+static const hd_session *session_of(const hd_step *s, int32_t row) { return &s->sessions[s->session[row]]; }
 
 /* The run of rows of one session that begins at row. */
 static int32_t run_end(const hd_step *s, int32_t row) {
@@ -19,10 +18,11 @@ static int32_t run_end(const hd_step *s, int32_t row) {
 
 static void convolve_item(hd_step *s, hd_worker *w, const hd_item *item) {
     const hd_op *op = OP(s);
-    int32_t taps = op->i[0], offset = op->i[1], channels = s->p->buffers[op->in[0]].width, first = item->r0;
+    int32_t taps = op->i[0], offset = op->i[1] + item->r0, channels = s->p->buffers[op->in[0]].width, first = item->r0;
     size_t n = (size_t)(item->r1 - first), bytes = sizeof(float) * n;
     const float *weight = hd_vector(s, op, 0) + (size_t)first * taps;   /* [channels][taps], the last tap is the row itself */
-    float *state = state_at(s, item->what, offset) + first;             /* [taps - 1][channels], oldest first */
+    const float *tail = session_of(s, item->what)->tail + offset;       /* [taps - 1][channels], oldest first */
+    float *next = session_of(s, item->what)->tail_next + offset;
     const float **x = hd_worker_scratch(w, bytes * (size_t)taps + sizeof(float *) * (size_t)taps);
     float *turned = (float *)(x + taps);
     for (int32_t k = 0; k < taps; k++)
@@ -30,19 +30,19 @@ static void convolve_item(hd_step *s, hd_worker *w, const hd_item *item) {
     int32_t begin = item->what, rows = run_end(s, begin) - begin;
     for (int32_t t = 0; t < rows; t++) {
         for (int32_t k = 0; k < taps; k++) {
-            int32_t from = t + k - (taps - 1);   /* before the run: in the state */
-            x[k] = from < 0 ? state + (size_t)(from + taps - 1) * channels : hd_row(s, op->in[0], begin + from) + first;
+            int32_t from = t + k - (taps - 1);   /* before the run: in the tail */
+            x[k] = from < 0 ? tail + (size_t)(from + taps - 1) * channels : hd_row(s, op->in[0], begin + from) + first;
         }
         s->p->kernels->convolve(hd_row(s, op->out[0], begin + t) + first, x, turned, taps, (int64_t)n);
     }
     for (int32_t k = 0; k < taps - 1; k++) {
         int32_t from = rows + k - (taps - 1);
-        const float *last = from < 0 ? state + (size_t)(from + taps - 1) * channels : hd_row(s, op->in[0], begin + from) + first;
-        memmove(state + (size_t)k * channels, last, bytes);
+        const float *last = from < 0 ? tail + (size_t)(from + taps - 1) * channels : hd_row(s, op->in[0], begin + from) + first;
+        memcpy(next + (size_t)k * channels, last, bytes);
     }
 }
 
-/* out0 = silu(causal convolution of in0 over the session's rows), w0 [channels][i0 taps], state at float i1. */
+/* out0 = silu(causal convolution of in0 over the session's rows), w0 [channels][i0 taps], tail at float i1. */
 int hd_op_convolve(hd_step *s, const hd_op *op, int32_t stage) {
     if (stage > 0) {
         hd_written(s, op->out[0]);
@@ -84,21 +84,27 @@ int hd_op_decay(hd_step *s, const hd_op *op, int32_t stage) {
     return HD_DONE;
 }
 
-/* Tokens whose pointers fit the stack; the state carries over from one piece to the next. */
+/* Tokens whose pointers fit the stack. */
 #define PIECE 64
 
 static void delta_item(hd_step *s, hd_worker *w, const hd_item *item) {
     (void)w;
     const hd_op *op = OP(s);
-    int32_t value_heads = op->i[0], dk = op->i[2], dv = op->i[3], offset = op->i[4];
+    const hd_session *session = session_of(s, item->what);
+    int32_t value_heads = op->i[0], dk = op->i[2], dv = op->i[3];
     int32_t h = item->r0, key_head = op->i[5] ? h % op->i[1] : h / (value_heads / op->i[1]);
+    size_t state = (size_t)op->i[4] + (size_t)h * (size_t)dk * (size_t)dv;
+    size_t tail = (size_t)op->i[6] + (size_t)h * hd_delta_tail((size_t)dk, (size_t)dv);
     const float *q[PIECE], *k[PIECE], *v[PIECE];
     float *out[PIECE], decay[PIECE], beta[PIECE];
-    hd_delta d = {.dk = dk, .dv = dv, .state = state_at(s, item->what, offset) + (size_t)h * dk * dv, .q = q, .k = k, .v = v,
+    hd_delta d = {.dk = dk, .dv = dv, .held = session->state + state, .next = session->state_next + state,
+                  .tail = session->tail + tail, .tail_next = session->tail_next + tail, .q = q, .k = k, .v = v,
                   .decay = decay, .beta = beta, .out = out};
     int32_t end = run_end(s, item->what);
-    for (int32_t r = item->what; r < end; r += PIECE) {
-        d.rows = end - r < PIECE ? end - r : PIECE;
+    /* A piece ends where a group does, so that the next one needs no tail. */
+    for (int32_t r = item->what; r < end; r += d.rows) {
+        d.before = s->pos[r] % HD_DELTA_TOKENS;
+        d.rows = end - r < PIECE - d.before ? end - r : PIECE - d.before;
         for (int32_t t = 0; t < d.rows; t++) {
             const float *x = hd_row(s, op->in[0], r + t), *gates = hd_row(s, op->in[1], r + t);
             q[t] = x + (size_t)key_head * dk;
@@ -109,11 +115,12 @@ static void delta_item(hd_step *s, hd_worker *w, const hd_item *item) {
             beta[t] = gates[value_heads + h];
         }
         s->p->kernels->delta(&d);
+        if (d.before + d.rows >= HD_DELTA_TOKENS) d.held = d.next;
     }
 }
 
 /* out0 [i0 value heads][i3]: the gated delta rule over in0 = [q, k: i1 heads of i2 each; v], with in1 as hd_op_decay makes
- * it; state at float i4. i5: value head h reads key head h % i1, else h / (i0 / i1). */
+ * it; state at float i4, tail at i6. i5: value head h reads key head h % i1, else h / (i0 / i1). */
 int hd_op_delta(hd_step *s, const hd_op *op, int32_t stage) {
     if (stage > 0) {
         hd_written(s, op->out[0]);

@@ -62,7 +62,12 @@ typedef struct hd_rope { int32_t n_rot; const double *inverse; float magnitude; 
 typedef struct hd_session {
     const int32_t *blocks;                 /* block numbers in the pool, in order of position */
     int32_t n_blocks;
-    float *state;                          /* recurrent state, program->state_floats floats, or NULL */
+    /* Of a recurrent model, else NULL. The step reads what the session keeps and writes what it will keep if the step
+     * succeeds. tail: what the last few tokens left (inputs of convolutions, tokens that no matrix holds yet); tail_next is
+     * written whole. state: matrices, as they were at the last multiple of HD_DELTA_TOKENS; state_next is written, whole,
+     * by a step whose rows reach the next one. */
+    const float *tail; float *tail_next;
+    const float *state; float *state_next;
 } hd_session;
 
 /* A piece of shared work: rows [r0, r1) of something. */
@@ -89,7 +94,7 @@ typedef struct hd_program {
     int32_t split;                         /* enum hd_split: how rows are shared between teams */
     const int32_t *owner;                  /* [n_layers][n_experts] team of an expert when split by experts */
     uint8_t *pool; size_t block_bytes;     /* the KV pool */
-    size_t state_floats;
+    size_t tail_floats, state_floats;      /* of a session's recurrent state, each kept twice */
     _Atomic uint64_t *expert_counts;       /* [n_layers][n_experts] tokens routed there since the start */
     _Atomic uint64_t *expert_touched;      /* [n_layers][3]: steps, experts used, experts there were, summed over steps */
 } hd_program;

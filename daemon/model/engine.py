@@ -91,7 +91,7 @@ class Engine:
         graph = Graph(self.program, self.context)
         module.graph(h, module.tensors(h, Tensors(model, table, self.program)), graph)
         graph.finish()
-        self.recurrent = self.program.state_floats > 0
+        self.recurrent = self.program.recurrent
         self.program.finish(self.context * sequences)
         self.threads = sum(len(team) for team in teams)
         self.isa: str = self.program.isa
@@ -159,7 +159,7 @@ class Engine:
                 logits,
             )
         except cy.Failed as error:
-            self._shrink(parts, ran=True)
+            self._shrink(parts)
             explained = self._explain(error)
             if isinstance(explained, Interrupted):
                 raise explained from None
@@ -169,6 +169,7 @@ class Engine:
         picks, result, at = [], [], 0
         for number, (part, n) in enumerate(zip(parts, counts, strict=True)):
             part.session.length += len(part.tokens)
+            part.session.state.settle(part.session.length)
             result.append(Outcome(logits=logits[at : at + n] if n and part.sampler is None else None))
             if part.sampler is not None:
                 picks.append((number, at + n - 1, part.sampler, part.session.length))
@@ -178,12 +179,9 @@ class Engine:
             result[number] = Outcome(choice=found) if isinstance(found, Choice) else Outcome(error=found)
         return result
 
-    def _shrink(self, parts: Sequence[Part], *, ran: bool = False) -> None:
+    def _shrink(self, parts: Sequence[Part]) -> None:
         for session in (part.session for part in parts):
-            if ran and self.recurrent:
-                session.close()  # its state has moved on with some of the rows and cannot go back
-            else:
-                session.state.shrink(session.length)
+            session.state.shrink(session.length)
 
     def _explain(self, error: cy.Failed) -> Exception:
         if error.kind == "stopped":

@@ -428,8 +428,8 @@ class Graph:
     def convolve(self, x: Value, weight: Weight) -> Value:
         """silu of a causal convolution along the sequence, channel by channel; weight [channels, taps]."""
         out = self._new(x.width, x)
-        state = self._program.state((weight.cols - 1) * weight.rows)
-        self._call("convolve", [x], [out], weights=[weight], ints=[weight.cols, state])
+        tail = self._program.tail((weight.cols - 1) * weight.rows)
+        self._call("convolve", [x], [out], weights=[weight], ints=[weight.cols, tail])
         return out
 
     def decay(
@@ -458,7 +458,8 @@ class Graph:
         head h % key_heads, else h // (value_heads // key_heads)."""
         out = self._new(value_heads * dv, x)
         state = self._program.state(value_heads * dk * dv)
-        self._call("delta", [x, gates], [out], ints=[value_heads, key_heads, dk, dv, state, int(interleaved)])
+        tail = self._program.delta_tail(value_heads, dk, dv)
+        self._call("delta", [x, gates], [out], ints=[value_heads, key_heads, dk, dv, state, int(interleaved), tail])
         return out
 
     def select(self, x: Value) -> Value:
