@@ -52,20 +52,45 @@ def test_formula(rows: int, group: int, dk: int, dv: int, start: int, options: d
     np.testing.assert_allclose(got, formula(q, keys, values, pos, scale, **options), rtol=0, atol=1e-5)
 
 
+def bits(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values).view(np.uint32)
+
+
 @pytest.mark.parametrize("isa", kernels.available())
 @pytest.mark.parametrize(("rows", "group", "dk", "dv", "start", "options"), SHAPES)
 def test_a_head_of_a_row_depends_on_nothing_else(
     rows: int, group: int, dk: int, dv: int, start: int, options: dict, isa: str
 ) -> None:
+    """Neither on the other rows and heads of a call nor on how many of them there are."""
     q, keys, values, pos, scale, options = inputs(rows, group, dk, dv, start, options)
+    values[:, 1::3] *= np.float16(6e-8)  # their products vanish, and leave zeros with signs
+    values[::2] *= -1
     whole = kernels.attend(q, keys, values, pos, scale, isa=isa, **options)
-    last = rows - 1
-    alone = kernels.attend(q[last:], keys, values, pos[last:], scale, isa=isa, **options)
-    np.testing.assert_array_equal(alone[0], whole[last])
+    for first, end in {(i, min(i + n, rows)) for n in (1, 3) for i in range(0, rows, n)}:
+        some = kernels.attend(q[first:end], keys, values, pos[first:end], scale, isa=isa, **options)
+        np.testing.assert_array_equal(bits(some), bits(whole[first:end]))
     if "sinks" in options:
         options["sinks"] = options["sinks"][-1:]
     head = kernels.attend(q[:, -1:], keys, values, pos, scale, isa=isa, **options)
-    np.testing.assert_array_equal(head[:, 0], whole[:, -1])
+    np.testing.assert_array_equal(bits(head[:, 0]), bits(whole[:, -1]))
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+@pytest.mark.parametrize(("rows", "group", "dk", "dv", "start", "options"), SHAPES)
+def test_no_row_hears_of_tokens_that_it_does_not_see(
+    rows: int, group: int, dk: int, dv: int, start: int, options: dict, isa: str
+) -> None:
+    """Keys and values of later rows of the same call, and of those that have left a window, may be no numbers at all."""
+    q, keys, values, pos, scale, options = inputs(rows, group, dk, dv, start, options)
+    whole = kernels.attend(q, keys, values, pos, scale, isa=isa, **options)
+    for row in {0, rows // 2, rows - 1}:
+        hidden = np.ones(len(keys), bool)
+        window = options.get("window", 0)
+        hidden[max(0, pos[row] + 1 - window) if window else 0 : pos[row] + 1] = False
+        bad_keys, bad_values = keys.copy(), values.copy()
+        bad_keys[hidden], bad_values[hidden] = np.nan, np.inf
+        found = kernels.attend(q, bad_keys, bad_values, pos, scale, isa=isa, **options)
+        np.testing.assert_array_equal(bits(found[row]), bits(whole[row]))
 
 
 @pytest.mark.parametrize("isa", kernels.available())

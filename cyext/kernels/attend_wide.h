@@ -12,6 +12,9 @@
 #define KW (HD_LANES / 4 > 2 ? 4 : 2) /* vectors in a register block */
 #define INLINE static inline __attribute__((always_inline))
 
+/* Keys of a block: a query's, or those that all of several queries see and that any of them sees. */
+typedef struct keys { int32_t from, to; } keys;
+
 static inline int32_t padded(int32_t n) { return (n + 15) & ~15; }
 
 size_t HD_ISA(hd_attend_scratch)(const hd_attend *a)
@@ -73,15 +76,11 @@ INLINE void score_block(float *s, const float *kt, const float *const *q, int32_
         for (int l = 0; l < KW; l++) v_store(s + m * HD_KV_BLOCK + l * HD_LANES, acc[m][l]);
 }
 
-/* o[m] = o[m] * fade[m] + sum over keys of s[m][key] * v[key], for n queries and w vectors of columns. */
-INLINE void value_block(float *o, size_t wide, const float *s, const float *fade, const void *v, size_t stride,
-                        int halves, int32_t from, int32_t to, const int n, const int w)
+/* Add keys [from, to) to the sums; unless `all` queries see them, to those of the queries that do. A key that a query does
+ * not see is not even multiplied by nothing: a value that is no number would reach it. */
+INLINE void add_values(vf acc[QW][KW], const float *s, const void *v, size_t stride, int halves, const keys *seen, const int all,
+                       int32_t from, int32_t to, const int n, const int w)
 {
-    vf acc[QW][KW];
-#pragma GCC unroll 8
-    for (int m = 0; m < n; m++)
-#pragma GCC unroll 4
-        for (int l = 0; l < w; l++) acc[m][l] = v_mul(v_load(o + (size_t)m * wide + l * HD_LANES), v_all(fade[m]));
     for (int32_t i = from; i < to; i++) {
         vf value[KW];
 #pragma GCC unroll 4
@@ -90,11 +89,26 @@ INLINE void value_block(float *o, size_t wide, const float *s, const float *fade
                               : v_load((const float *)v + (size_t)i * stride + l * HD_LANES);
 #pragma GCC unroll 8
         for (int m = 0; m < n; m++) {
+            if (!all && (i < seen[m].from || i >= seen[m].to)) continue;
             vf x = v_all(s[m * HD_KV_BLOCK + i]);
 #pragma GCC unroll 4
             for (int l = 0; l < w; l++) acc[m][l] = v_fma(x, value[l], acc[m][l]);
         }
     }
+}
+
+/* o[m] = o[m] * fade[m] + sum over the keys that m sees of s[m][key] * v[key], for n queries and w vectors of columns. */
+INLINE void value_block(float *o, size_t wide, const float *s, const float *fade, const void *v, size_t stride,
+                        int halves, const keys *seen, keys any, keys every, const int n, const int w)
+{
+    vf acc[QW][KW];
+#pragma GCC unroll 8
+    for (int m = 0; m < n; m++)
+#pragma GCC unroll 4
+        for (int l = 0; l < w; l++) acc[m][l] = v_mul(v_load(o + (size_t)m * wide + l * HD_LANES), v_all(fade[m]));
+    add_values(acc, s, v, stride, halves, seen, 0, any.from, every.from, n, w);
+    add_values(acc, s, v, stride, halves, seen, 1, every.from, every.to, n, w);
+    add_values(acc, s, v, stride, halves, seen, 0, every.to, any.to, n, w);
 #pragma GCC unroll 8
     for (int m = 0; m < n; m++)
 #pragma GCC unroll 4
@@ -114,30 +128,41 @@ static void scores(float *s, const float *kt, const float *const *q, int32_t dk,
 }
 
 INLINE void values_from(float *o, int32_t wide, const float *s, const float *fade, const void *v, size_t stride,
-                        const int halves, int32_t from, int32_t to, const int n)
+                        const int halves, const keys *seen, keys any, keys every, const int n)
 {
     int32_t c = 0;
     const size_t size = halves ? sizeof(uint16_t) : sizeof(float);
     for (; c + KW * HD_LANES <= wide; c += KW * HD_LANES)
-        value_block(o + c, (size_t)wide, s, fade, (const char *)v + (size_t)c * size, stride, halves, from, to, n, KW);
+        value_block(o + c, (size_t)wide, s, fade, (const char *)v + (size_t)c * size, stride, halves, seen, any, every, n, KW);
     for (; c < wide; c += HD_LANES)
-        value_block(o + c, (size_t)wide, s, fade, (const char *)v + (size_t)c * size, stride, halves, from, to, n, 1);
+        value_block(o + c, (size_t)wide, s, fade, (const char *)v + (size_t)c * size, stride, halves, seen, any, every, n, 1);
 }
 
 #define VALUES(n)                                                                              \
     case n:                                                                                    \
-        if (halves) values_from(o, wide, s, fade, v, stride, 1, from, to, n);                  \
-        else values_from(o, wide, s, fade, v, stride, 0, from, to, n);                         \
+        if (halves) values_from(o, wide, s, fade, v, stride, 1, seen, any, every, n);          \
+        else values_from(o, wide, s, fade, v, stride, 0, seen, any, every, n);                 \
         break;
 
 static void values(float *o, int32_t wide, const float *s, const float *fade, const void *v, size_t stride, int halves,
-                   int32_t from, int32_t to, int n)
+                   const keys *seen, int n)
 {
+    keys any = {HD_KV_BLOCK, 0}, every = {0, HD_KV_BLOCK};
+    for (int m = 0; m < n; m++) {
+        every.from = seen[m].from > every.from ? seen[m].from : every.from;
+        every.to = seen[m].to < every.to ? seen[m].to : every.to;
+        if (seen[m].from == seen[m].to) continue;
+        any.from = seen[m].from < any.from ? seen[m].from : any.from;
+        any.to = seen[m].to > any.to ? seen[m].to : any.to;
+    }
+    if (any.from >= any.to) return; /* nothing is seen, nothing fades */
+    if (every.from >= every.to) every.from = every.to = any.from;
     switch (n) { VALUES(1) VALUES(2) VALUES(3) VALUES(4) VALUES(5) VALUES(6) }
 }
 
-/* Turn one query's scores of a block into weights; moves its maximum and sum on and says what fades the sum so far. */
-static inline float weigh(float *s, const hd_attend *a, int32_t from, int32_t to, float *top, float *total)
+/* Turn one query's scores of a block, of which it sees some keys, into weights; moves its maximum and sum on and says what
+ * fades the sum so far. */
+static inline float weigh(float *s, const hd_attend *a, keys seen, float *top, float *total)
 {
     const int count = HD_KV_BLOCK / HD_LANES;
     const float low = -__builtin_inff();
@@ -145,12 +170,12 @@ static inline float weigh(float *s, const hd_attend *a, int32_t from, int32_t to
     for (int l = 0; l < count; l++) {
         x[l] = v_mul(v_load(s + l * HD_LANES), v_all(a->scale));
         if (a->softcap > 0) x[l] = v_mul(v_tanh(v_div(x[l], v_all(a->softcap))), v_all(a->softcap));
-        x[l] = v_within(x[l], v_all(low), l * HD_LANES, from, to);
+        x[l] = v_within(x[l], v_all(low), l * HD_LANES, seen.from, seen.to);
         most = v_max(x[l], most);
     }
     float before = *top, now = v_top(most);
     now = now > before ? now : before;
-    vf base = v_all(now > low ? now : 0.0f); /* a row that has seen no key yet: every weight below is exp(-inf) = 0 */
+    vf base = v_all(now > low ? now : 0.0f); /* not a number, or no score that counts: then no difference would be one */
     vf sum = v_zero();
     for (int l = 0; l < count; l++) {
         x[l] = v_exp(v_sub(x[l], base));
@@ -171,6 +196,7 @@ static void attend_tile(const hd_attend *a, int32_t row, int32_t rows, int32_t h
     float *s = vt + (size_t)wide * HD_KV_BLOCK, *o = s + (size_t)TILE * HD_KV_BLOCK;
     const float *q[TILE];
     float fade[TILE], top[TILE], total[TILE];
+    keys seen[TILE];
     for (int32_t m = 0; m < n; m++) {
         q[m] = a->q[row + m / heads] + (size_t)(head + m % heads) * a->q_stride;
         top[m] = -__builtin_inff();
@@ -191,12 +217,15 @@ static void attend_tile(const hd_attend *a, int32_t row, int32_t rows, int32_t h
         for (int32_t m = 0; m < n; m++) {
             int64_t here = (int64_t)a->pos[row + m / heads] + 1 - base;
             int64_t old = a->window > 0 ? here - a->window : 0;
-            fade[m] = weigh(s + m * HD_KV_BLOCK, a, old > 0 ? (int32_t)(old < HD_KV_BLOCK ? old : HD_KV_BLOCK) : 0,
-                            here < HD_KV_BLOCK ? (int32_t)(here > 0 ? here : 0) : HD_KV_BLOCK, top + m, total + m);
+            fade[m] = 1;
+            seen[m] = (keys){0, 0};
+            if (here <= 0 || old >= HD_KV_BLOCK) continue; /* the block is other rows' alone */
+            seen[m] = (keys){old > 0 ? (int32_t)old : 0, here < HD_KV_BLOCK ? (int32_t)here : HD_KV_BLOCK};
+            fade[m] = weigh(s + m * HD_KV_BLOCK, a, seen[m], top + m, total + m);
         }
         for (int32_t m = 0; m < n; m += QW)
             values(o + (size_t)m * (size_t)wide, wide, s + m * HD_KV_BLOCK, fade + m, halves ? (const void *)v : vt,
-                   halves ? a->v_stride : (size_t)wide, halves, from, to, n - m < QW ? n - m : QW);
+                   halves ? a->v_stride : (size_t)wide, halves, seen + m, n - m < QW ? n - m : QW);
     }
     for (int32_t m = 0; m < n; m++) {
         float *out = a->out[row + m / heads] + (size_t)(head + m % heads) * a->out_stride;
