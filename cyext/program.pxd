@@ -122,7 +122,9 @@ cdef extern from "steps/step.h" nogil:
         const int32_t *session
         const int32_t *selected
         const hd_session *sessions
-        float *logits
+        int32_t *lost
+        int32_t n_sessions
+        float **logits
         void *stop
         void *layer
         const void *fault_address
@@ -144,6 +146,7 @@ cdef extern from "steps/step.h" nogil:
     enum: HD_FAULT
     enum: HD_SPAN_FAILED
     enum: HD_NO_MEMORY
+    enum: HD_ALL_LOST
     enum: HD_OP_BUFFERS
     enum: HD_OP_WEIGHTS
     enum: HD_OP_INTS

@@ -1,14 +1,16 @@
 # cython: language_level=3
 """Programs, the teams that run them, and the sessions they run for.
 
-Owns the memory of buffers, of the KV pool and of a step. Is told every number: which tensor, which order, which node.
+Owns the memory of buffers and of a step, and where a step's tokens go in the pool. Is told every number: which tensor, which order, which node.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, malloc, free, realloc
-from libc.string cimport memset
+from libc.string cimport memcpy
 
+cimport cython
 import numpy as np
 from hearthd.cyext import operands
+from hearthd.cyext.pool cimport Pool, hd_pool_alone, hd_pool_at, hd_pool_free, hd_pool_put, hd_pool_take
 
 
 KV_BLOCK = HD_KV_BLOCK
@@ -72,9 +74,11 @@ cdef class Teams:
         hd_teams_free(self.handle)
 
 
+@cython.no_gc_clear  # its blocks go back to the pool when it goes
 cdef class State:
     """One sequence's place in the KV pool, and its recurrent state: what it keeps, and what a step has made of it."""
     cdef Program program
+    cdef Pool pool
     cdef int32_t *blocks
     cdef int32_t n_blocks, capacity
     cdef int64_t tokens      # that the recurrent state has seen
@@ -84,16 +88,23 @@ cdef class State:
     cdef float *state_next
 
     def __cinit__(self, Program program):
-        self.program = program
+        self.program, self.pool = program, program.pool
         self.tail, self.tail_next = recurrent(program.p.tail_floats), recurrent(program.p.tail_floats)
         self.state, self.state_next = recurrent(program.p.state_floats), recurrent(program.p.state_floats)
 
-    def reserve(self, int64_t tokens):
-        """Have blocks for so many tokens; False when the pool has none left (what was there stays)."""
-        cdef int64_t need = (tokens + HD_KV_BLOCK - 1) // HD_KV_BLOCK
-        if need <= self.n_blocks:
-            return True
-        if need - self.n_blocks > self.program.blocks_left():
+    @property
+    def held(self):
+        """Numbers of its blocks, in order of position."""
+        return [self.blocks[k] for k in range(self.n_blocks)]
+
+    def reserve(self, int64_t first, int64_t end):
+        """Have blocks for the positions [0, end), of which [first, end) may be written: what others hold of these is copied
+        before. False when the pool has none left (what was there stays)."""
+        cdef int64_t need = (end + HD_KV_BLOCK - 1) // HD_KV_BLOCK
+        cdef int64_t k, copies = 0
+        for k in range(first // HD_KV_BLOCK, min(need, self.n_blocks)):
+            copies += not hd_pool_alone(&self.pool.c, self.blocks[k])
+        if copies + max(need - self.n_blocks, 0) > hd_pool_free(&self.pool.c):
             return False
         if need > self.capacity:
             grown = <int32_t *>realloc(self.blocks, sizeof(int32_t) * <size_t>need)
@@ -101,18 +112,27 @@ cdef class State:
                 raise MemoryError("block table")
             self.blocks = grown
             self.capacity = <int32_t>need
+        for k in range(first // HD_KV_BLOCK, min(need, self.n_blocks)):
+            if not hd_pool_alone(&self.pool.c, self.blocks[k]):
+                self.own(k)
         while self.n_blocks < need:
             self.blocks[self.n_blocks] = self.program.take_block()
-            self.program.touch_block(self.blocks[self.n_blocks])
             self.n_blocks += 1
         return True
+
+    cdef own(self, int64_t k):
+        """Instead of its block k, which others hold too, have a copy. The pool has one free."""
+        cdef int32_t shared = self.blocks[k]
+        self.blocks[k] = self.program.take_block()
+        memcpy(hd_pool_at(&self.pool.c, self.blocks[k]), hd_pool_at(&self.pool.c, shared), self.pool.c.block_bytes)
+        hd_pool_put(&self.pool.c, shared)
 
     def shrink(self, int64_t tokens):
         """Give back the blocks beyond so many tokens. Recurrent state stays as it was last settled; at 0 it begins anew."""
         cdef int64_t keep = (tokens + HD_KV_BLOCK - 1) // HD_KV_BLOCK
         while self.n_blocks > keep:
             self.n_blocks -= 1
-            self.program.free_blocks.append(self.blocks[self.n_blocks])
+            hd_pool_put(&self.pool.c, self.blocks[self.n_blocks])
         if tokens == 0 and self.tokens:
             self.tokens = 0
             # Pages that are given back are zero when they come again.
@@ -131,9 +151,9 @@ cdef class State:
             self.state, self.state_next = self.state_next, self.state
         self.tokens = tokens
 
+
     def __dealloc__(self):
-        # The collector may have emptied the program first; then nobody needs the blocks.
-        if self.program is not None and self.program.free_blocks is not None:
+        if self.pool is not None:
             self.shrink(0)
         free(self.blocks)
         hd_memory_free(self.tail)
@@ -152,7 +172,6 @@ cdef float *recurrent(size_t floats) except? NULL:
     return memory
 
 
-
 cdef class Program:
     """A flat list of operations over buffers; built once, then run.
 
@@ -160,16 +179,19 @@ cdef class Program:
     """
     cdef hd_program p
     cdef hd_step *step
+    cdef int32_t *rows             # of a step: tokens, positions, parts, and which of them want logits
+    cdef hd_session *sessions
+    cdef float **logits
+    cdef void *scratch_memory
+    cdef object scratch
     cdef object spans, queue, teams, owner
     cdef int32_t stop_flag, layer_now
     cdef list keep, ops, weights, buffers, streams, ropes
     cdef object shapes             # of all these, for the check of operations
-    cdef public list free_blocks   # that were used before; those from next_block on never were
-    cdef int64_t next_block
     cdef readonly object expert_counts, expert_touched, reads
     cdef readonly list nodes
-    cdef object touched_blocks
-    cdef readonly int64_t pool_bytes, n_blocks
+    cdef readonly Pool pool
+    cdef readonly int64_t token_bytes   # that the pool keeps of each token
     cdef hd_trace trace
     cdef hd_lookahead ahead
     cdef object trace_records
@@ -192,10 +214,9 @@ cdef class Program:
         self.p.max_used, self.p.vocabulary = max_used, vocabulary
         self.layer_now = -1
         self.keep, self.ops, self.weights, self.buffers, self.streams, self.ropes = [], [], [], [], [], []
-        self.free_blocks = []
-        self.shapes = operands.Program(self.buffers, [], [], [], n_layers, n_experts, max_used, vocabulary, delta_tail)
+        self.shapes = operands.Program(self.buffers, [], [], [], n_layers, n_experts, max_used, vocabulary, 0)
         self.nodes = []
-        self.reads = self.touched_blocks = None
+        self.reads = None
         self.expert_counts = np.zeros((max(n_layers, 1), max(n_experts, 1)), dtype=np.uint64)
         self.expert_touched = np.zeros((max(n_layers, 1), 3), dtype=np.uint64)
 
@@ -335,26 +356,16 @@ cdef class Program:
             result.append((spans, offset, rows, row_bytes, how, unit))
         return result
 
-    cdef int64_t blocks_left(self):
-        return len(self.free_blocks) + self.n_blocks - self.next_block
-
     cdef int32_t take_block(self):
-        """One of blocks_left()."""
-        if self.free_blocks:
-            return self.free_blocks.pop()
-        self.next_block += 1
-        return <int32_t>(self.next_block - 1)
-
-    cdef touch_block(self, int32_t block):
-        """Give a block its pages, each on the node of the team that will read them. Once: it keeps them."""
+        """A block of the pool, of which there is one; each of its pages on the node of the team that will read it."""
+        cdef int32_t block = hd_pool_take(&self.pool.c)
         cdef uint8_t *base
         cdef uint8_t *page
         cdef size_t size, at
         cdef int h
-        if self.touched_blocks is None or self.touched_blocks[block]:
-            return
-        self.touched_blocks[block] = 1
-        base = self.p.pool + <size_t>block * self.p.block_bytes
+        if not self.p.node_mask or self.pool.c.touched[block]:
+            return block
+        base = hd_pool_at(&self.pool.c, block)
         teams = len(self.nodes)
         for team, node in enumerate(self.nodes):
             hd_thread_policy(HD_POLICY_PREFERRED, <uint64_t>1 << <int>node)
@@ -368,13 +379,15 @@ cdef class Program:
                         page[at] = 0
                         at += 4096
         hd_thread_policy(HD_POLICY_DEFAULT, 0)
+        self.pool.c.touched[block] = 1
+        return block
 
     def pool_layout(self):
         """Where a KV block lies: (address of the pool, bytes of a block, [(heads, bytes of a head, offset)])."""
         return <uintptr_t>self.p.pool, self.p.block_bytes, [(h, w * 2 * HD_KV_BLOCK, o) for h, w, o in self.streams]
 
-    def finish(self, int64_t pool_tokens):
-        """Lay out memory: buffers, and a KV pool of so many tokens. Nothing of it is touched yet."""
+    def finish(self, int n_blocks):
+        """Lay out memory: buffers, and a pool of so many blocks. Nothing of it is touched yet."""
         cdef int32_t[::1] ids
         cdef double[::1] inverse
         cdef const float[::1] scales
@@ -426,16 +439,11 @@ cdef class Program:
                 o.i[k] = ints[k]
             for k in range(len(floats)):
                 o.f[k] = floats[k]
-        p.block_bytes = sum(h * w * 2 * HD_KV_BLOCK for h, w, _ in self.streams)
-        self.n_blocks = (pool_tokens + HD_KV_BLOCK - 1) // HD_KV_BLOCK
-        self.pool_bytes = <int64_t>p.block_bytes * self.n_blocks
-        if self.pool_bytes:
-            p.pool = <uint8_t *>hd_memory_new(self.pool_bytes)
-            if p.pool is NULL:
-                raise MemoryError(f"no memory for the keys and values of {pool_tokens} tokens, {self.pool_bytes} bytes")
-            if self.p.node_mask:
-                hd_memory_small_pages(p.pool)
-                self.touched_blocks = bytearray(self.n_blocks)
+        self.token_bytes = sum(h * w * 2 for h, w, _ in self.streams)
+        self.pool = Pool(n_blocks, <size_t>self.token_bytes * HD_KV_BLOCK)
+        p.pool, p.block_bytes = self.pool.c.base, self.pool.c.block_bytes
+        if p.node_mask and p.pool is not NULL:
+            hd_memory_small_pages(p.pool)
         cdef uint64_t[:, ::1] counts = self.expert_counts
         cdef uint64_t[:, ::1] touched = self.expert_touched
         p.expert_counts = <void *>&counts[0, 0]
@@ -443,6 +451,13 @@ cdef class Program:
         self.step = hd_step_new(p)
         if self.step is NULL:
             raise MemoryError("step")
+        self.rows = <int32_t *>malloc(4 * sizeof(int32_t) * p.max_rows)
+        self.sessions = <hd_session *>malloc(sizeof(hd_session) * p.max_rows)
+        self.logits = <float **>malloc(sizeof(float *) * p.max_rows)
+        self.step.lost = <int32_t *>malloc(sizeof(int32_t) * p.max_rows)
+        if self.rows is NULL or self.sessions is NULL or self.logits is NULL or self.step.lost is NULL:
+            raise MemoryError("rows of a step")
+        self.step.sessions, self.step.logits = self.sessions, self.logits
         self.step.stop = <void *>&self.stop_flag
         self.step.layer = <void *>&self.layer_now
         self.ahead.every = 16
@@ -463,10 +478,6 @@ cdef class Program:
         return 2 * (self.p.tail_floats + self.p.state_floats) * sizeof(float)
 
     @property
-    def block_bytes(self):
-        return self.p.block_bytes
-
-    @property
     def buffer_bytes(self):
         """Most that the buffers of a full step can take."""
         return sum(((w + 15) & ~15) * self.p.max_rows * 4 for w in self.buffers)
@@ -476,55 +487,69 @@ cdef class Program:
 
     # --- running ---
 
-    def run(self, tokens, positions, owner_of, list states, selected, float[:, ::1] logits):
-        """One step. tokens, positions, owner_of: int32 [n], owner_of numbers into states; selected: int32, rows that want
-        logits; logits: float32 [len(selected), vocabulary]. Raises Failed."""
-        cdef const int32_t[::1] t = np.ascontiguousarray(tokens, dtype=np.int32)
-        cdef const int32_t[::1] at = np.ascontiguousarray(positions, dtype=np.int32)
-        cdef const int32_t[::1] own = np.ascontiguousarray(owner_of, dtype=np.int32)
-        cdef const int32_t[::1] want = np.ascontiguousarray(selected, dtype=np.int32)
-        cdef hd_session *sessions
+    def run(self, list parts):
+        """One step of parts (state, tokens int32 [n], position of the first, logits: float32 [of the last rows, vocabulary] to
+        be written, or None). Of each part the span of an expert that its rows needed and that could not be read, or -1.
+        Raises Failed for what all parts share."""
         cdef State state
-        cdef int i, result
-        cdef int n = t.shape[0]
+        cdef hd_session *session
+        cdef const int32_t[::1] tokens
+        cdef float[:, ::1] out
+        cdef int64_t first
+        cdef int32_t i, k, n = 0, rows, wanted, block, selected = 0, count = <int32_t>len(parts), result
+        cdef int32_t most = self.p.max_rows
+        cdef int32_t *token = self.rows
+        cdef int32_t *position = token + most
+        cdef int32_t *owner = position + most
+        cdef int32_t *want = owner + most
+        if count > most:
+            raise ValueError(f"{count} parts in a step of at most {most} rows")
+        for i in range(count):
+            state, row_tokens, first, where = parts[i]
+            tokens = row_tokens
+            rows = <int32_t>tokens.shape[0]
+            if rows == 0 or n + rows > most:
+                raise ValueError(f"part {i} of a step: {rows} rows after {n}, of at most {most}")
+            if state.program is not self:
+                raise ValueError(f"part {i} of a step: a state of another program")
+            if first < 0 or first + rows > <int64_t>state.n_blocks * HD_KV_BLOCK:
+                raise ValueError(f"part {i} of a step: position {first + rows - 1} has no block")
+            for block in range(<int32_t>(first // HD_KV_BLOCK), <int32_t>((first + rows - 1) // HD_KV_BLOCK) + 1):
+                if not hd_pool_alone(&self.pool.c, state.blocks[block]):
+                    raise ValueError(f"part {i} of a step: others hold block {block} as well")
+            for k in range(rows):
+                if not 0 <= tokens[k] < self.p.vocabulary:
+                    raise ValueError(f"part {i} of a step: token {tokens[k]}")
+                token[n + k], position[n + k], owner[n + k] = tokens[k], <int32_t>first + k, i
+            n += rows
+            if where is not None:
+                out = where
+                wanted = <int32_t>out.shape[0]
+                if wanted > rows or out.shape[1] != self.p.vocabulary:
+                    raise ValueError(f"part {i} of a step: shape of its logits")
+                for k in range(wanted):
+                    want[selected], self.logits[selected] = n - wanted + k, &out[k, 0]
+                    selected += 1
+            session = &self.sessions[i]
+            session.blocks, session.n_blocks = state.blocks, state.n_blocks
+            session.tail, session.tail_next = state.tail, state.tail_next
+            session.state, session.state_next = state.state, state.state_next
         if n == 0:
-            return
-        if n > self.p.max_rows or at.shape[0] != n or own.shape[0] != n:
-            raise ValueError("rows of a step")
-        if want.shape[0] and (logits.shape[0] < want.shape[0] or logits.shape[1] != self.p.vocabulary):
-            raise ValueError("shape of logits")
-        sessions = <hd_session *>malloc(sizeof(hd_session) * len(states))
-        if sessions is NULL:
-            raise MemoryError("sessions")
-        try:
-            for i in range(len(states)):
-                state = states[i]
-                sessions[i].blocks, sessions[i].n_blocks = state.blocks, state.n_blocks
-                sessions[i].tail, sessions[i].tail_next = state.tail, state.tail_next
-                sessions[i].state, sessions[i].state_next = state.state, state.state_next
-            for i in range(n):
-                if not 0 <= own[i] < len(states) or not 0 <= t[i] < self.p.vocabulary:
-                    raise ValueError(f"row {i} of a step: token {t[i]}")
-                if not 0 <= at[i] < sessions[own[i]].n_blocks * HD_KV_BLOCK:
-                    raise ValueError(f"row {i} of a step: position {at[i]} has no block")
-            s = self.step
-            s.n, s.n_selected = n, <int32_t>want.shape[0]
-            s.token, s.pos, s.session = &t[0], &at[0], &own[0]
-            s.selected = &want[0] if want.shape[0] else NULL
-            s.sessions = sessions
-            s.logits = &logits[0, 0] if want.shape[0] else NULL
-            with nogil:
-                result = hd_step_run(s)
-        finally:
-            free(sessions)
+            return []
+        s = self.step
+        s.n, s.n_selected, s.n_sessions = n, selected, count
+        s.token, s.pos, s.session, s.selected = token, position, owner, want
+        with nogil:
+            result = hd_step_run(s)
         if result == HD_STOPPED:
             raise Failed("stopped")
         if result == HD_FAULT:
             raise Failed("fault", self.span_at(<uintptr_t>self.step.fault_address))
         if result == HD_SPAN_FAILED:
             raise Failed("span", self.step.failed_span)
-        if result:
+        if result != 0 and result != HD_ALL_LOST:
             raise Failed("memory")
+        return [s.lost[i] for i in range(count)]
 
     def span_at(self, uintptr_t address):
         """The span that holds an address of the mapping, -1 when none does."""
@@ -533,6 +558,20 @@ cdef class Program:
             if <uintptr_t>self.p.spans.home[i] <= address < <uintptr_t>self.p.spans.home[i] + self.p.spans.nbytes[i]:
                 return i
         return -1
+
+    def scratch_logits(self, int n):
+        """float32 [n, vocabulary] for logits that nobody keeps: the same memory each time, until more is asked for."""
+        cdef float *memory
+        cdef Py_ssize_t rows = n, width = self.p.vocabulary
+        if self.scratch is None or n > self.scratch.shape[0]:
+            self.scratch = None
+            hd_memory_free(self.scratch_memory)
+            self.scratch_memory = hd_memory_new(rows * width * sizeof(float))
+            if self.scratch_memory is NULL:
+                raise MemoryError(f"logits of {n} rows")
+            memory = <float *>self.scratch_memory
+            self.scratch = np.asarray(<float[:rows, :width]>memory)
+        return self.scratch[:n]
 
     def stop(self, bint on=True):
         """End the running step at its next operation; stays until stop(False)."""
@@ -550,6 +589,7 @@ cdef class Program:
         hd_memory_release(s.pair_gate)
         hd_memory_release(s.pair_out)
         hd_memory_release(s.pair_packed)
+        hd_memory_release(self.scratch_memory)
 
     # --- what it learnt ---
 
@@ -585,7 +625,13 @@ cdef class Program:
 
     def __dealloc__(self):
         cdef int i, k
+        if self.step is not NULL:
+            free(self.step.lost)
         hd_step_free(self.step)
+        free(self.rows)
+        free(self.sessions)
+        free(self.logits)
+        hd_memory_free(self.scratch_memory)
         for i in range(self.p.n_buffers):
             hd_memory_free(self.p.buffers[i].data)
             for k in range(HD_ACT_COUNT):
@@ -593,7 +639,6 @@ cdef class Program:
         for i in range(self.p.n_ropes):
             hd_memory_free(self.p.ropes[i].cosine)
             hd_memory_free(self.p.ropes[i].sine)
-        hd_memory_free(self.p.pool)
         free(self.p.weights)
         free(self.p.buffers)
         free(self.p.streams)

@@ -77,11 +77,16 @@ static int guarded_next(hd_teams *t, hd_worker *w) {
 
 static void run_items(hd_teams *t, hd_worker *w) {
     range *r = &t->ranges[w->team];
-    int32_t item;
-    HD_GUARD(
-        while ((item = atomic_fetch_add_explicit(&r->at, 1, memory_order_relaxed)) < r->end)
-            t->job.run(t->job.context, w, item),
-        t->job.fault(t->job.context, hd_fault_address()));
+    volatile int32_t item = 0;                   /* read after the guard's jump */
+    volatile int again;
+    do {
+        again = 0;
+        HD_GUARD(
+            while ((item = atomic_fetch_add_explicit(&r->at, 1, memory_order_relaxed)) < r->end)
+                t->job.run(t->job.context, w, item),
+            again = t->job.item_fault && t->job.item_fault(t->job.context, item, hd_fault_address());
+            if (!again) t->job.fault(t->job.context, hd_fault_address()));
+    } while (again);
 }
 
 static void run_job(thread *self) {

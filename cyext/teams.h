@@ -21,8 +21,10 @@ typedef struct hd_worker {
 typedef struct hd_job {
     int (*next)(void *context, hd_worker *w);                  /* 1: a phase is published; 0: the job is over */
     void (*run)(void *context, hd_worker *w, int32_t item);
-    void (*fault)(void *context, const void *address);         /* a read of mapped memory failed (SIGBUS) */
+    void (*fault)(void *context, const void *address);         /* a read of mapped memory failed (SIGBUS): ends the job */
     void *context;
+    /* It failed in an item. 1: that item is given up, and the others go on; 0, or NULL: see fault. */
+    int (*item_fault)(void *context, int32_t item, const void *address);
 } hd_job;
 
 /* cpus: for each thread the processor to pin it to, -1 for none; team_of: its team, ascending; shares: by which items are

@@ -138,9 +138,7 @@ static int expert_state(const hd_step *s, const hd_op *op, int32_t expert) {
     int32_t spans[3], n = spans_of(s, op, expert, spans), state = HD_READY;
     for (int32_t k = 0; k < n; k++) {
         uint8_t here = atomic_load_explicit(&s->p->spans->state[spans[k]], memory_order_acquire);
-        if (here == HD_FAILED) {
-            return HD_FAILED;
-        }
+        if (here == HD_FAILED) return HD_FAILED;
         if (here != HD_READY) state = HD_ABSENT;
     }
     return state;
@@ -180,6 +178,7 @@ static int group(hd_step *s, const hd_op *op) {
     int32_t *count = s->counts;
     memset(count, 0, sizeof(int32_t) * (size_t)(experts + 1));
     for (int32_t r = 0; r < n; r++) {
+        if (!hd_wanted(s, op, r)) continue;
         const int32_t *chosen = (const int32_t *)hd_row(s, op->in[1], r);
         for (int32_t k = 0; k < used; k++) count[chosen[k] + 1]++;
     }
@@ -187,13 +186,14 @@ static int group(hd_step *s, const hd_op *op) {
     for (int32_t e = 0, at = 0; e < experts; e++) {
         int32_t tokens = count[e + 1];
         if (tokens) {
-            s->uses[s->n_uses++] = (hd_expert_use){e, at, at + tokens, 0};
+            s->uses[s->n_uses++] = (hd_expert_use){e, at, at + tokens, 0, -1};
             if (p->expert_counts)
                 atomic_fetch_add_explicit(&p->expert_counts[(size_t)op->layer * experts + e], (uint64_t)tokens,
                                           memory_order_relaxed);
         }
         count[e] = at;
         at += tokens;
+        s->n_pairs = at;
     }
     if (p->expert_touched) {
         atomic_fetch_add_explicit(&p->expert_touched[3 * op->layer], 1, memory_order_relaxed);
@@ -215,6 +215,7 @@ static int group(hd_step *s, const hd_op *op) {
     s->packed_bytes = packed_have * sizeof(float);
     if (!ok) return HD_FAIL;
     for (int32_t r = 0; r < n; r++) {
+        if (!hd_wanted(s, op, r)) continue;
         const int32_t *chosen = (const int32_t *)hd_row(s, op->in[1], r);
         for (int32_t k = 0; k < used; k++) {
             int32_t j = count[chosen[k]]++;
@@ -229,6 +230,7 @@ static int group(hd_step *s, const hd_op *op) {
     qsort(s->uses, (size_t)s->n_uses, sizeof *s->uses, by_load);
     if (s->trace)
         for (int32_t r = 0; r < n; r++) {
+            if (!hd_wanted(s, op, r)) continue;
             const int32_t *chosen = (const int32_t *)hd_row(s, op->in[1], r);
             hd_trace *t = s->trace;
             if (t->used + 3 + used > t->capacity) break;
@@ -253,6 +255,63 @@ static void submit_missing(hd_step *s, const hd_op *op) {
     if (s->n_missing) hd_queue_submit(s->p->queue, HD_ROUTED, s->missing, s->n_missing);
 }
 
+/* --- an expert that cannot be read: the sessions whose rows chose it fail, the others go on -------------------------------- */
+
+static int row_wanted(const hd_step *s, const hd_op *op, int32_t pair) { return hd_wanted(s, op, s->pair_row[pair]); }
+
+static int use_wanted(const hd_step *s, const hd_op *op, const hd_expert_use *use) {
+    for (int32_t j = use->begin; j < use->end; j++)
+        if (row_wanted(s, op, j)) return 1;
+    return 0;
+}
+
+/* Nobody gets what this expert's span was needed for. HD_FAIL when that leaves nobody at all. */
+static int lose(hd_step *s, const hd_op *op, hd_expert_use *use, int32_t span) {
+    use->done = 1;
+    for (int32_t j = use->begin; j < use->end; j++) {
+        int32_t row = s->pair_row[j], session = s->session[op->selected ? s->selected[row] : row];
+        if (s->lost[session] >= 0) continue;
+        s->lost[session] = span;
+        s->n_lost++;
+    }
+    if (s->n_lost < s->n_sessions) return HD_DONE;
+    atomic_store(&s->failed, HD_ALL_LOST);
+    return HD_FAIL;
+}
+
+/* Take out of the wave what threads have found unreadable meanwhile. */
+static int drop_failed(hd_step *s, const hd_op *op) {
+    int32_t kept = 0, n = s->n_wave;
+    for (int32_t k = 0; k < n; k++) {
+        hd_expert_use *use = &s->uses[s->wave[k]];
+        int32_t span = atomic_load(&use->failed);
+        if (span < 0) s->wave[kept++] = s->wave[k];
+        else if (lose(s, op, use, span)) return HD_FAIL;
+    }
+    s->n_wave = kept;
+    return HD_DONE;
+}
+
+/* Kernels read so many bytes past an expert's last row. */
+#define PAST 64
+
+static void up_item(hd_step *s, hd_worker *w, const hd_item *item);
+static void down_item(hd_step *s, hd_worker *w, const hd_item *item);
+
+int hd_experts_fault(hd_step *s, const hd_item *item, const void *address) {
+    if (s->item_fn != up_item && s->item_fn != down_item) return 0;
+    hd_expert_use *use = &s->uses[item->what];
+    int32_t spans[3], n = spans_of(s, OP(s), use->expert, spans);
+    for (int32_t k = 0; k < n; k++) {
+        const hd_spans *all = s->p->spans;
+        uintptr_t at = (uintptr_t)address, home = (uintptr_t)all->home[spans[k]];
+        if (at < home || at - home >= all->nbytes[spans[k]] + PAST) continue;
+        atomic_store(&use->failed, spans[k]);
+        return 1;
+    }
+    return 0;
+}
+
 /* The experts that are there and not done yet; waits until there is one. HD_DONE or HD_FAIL; n_wave 0 at the end. */
 static int next_wave(hd_step *s, const hd_op *op) {
     for (;;) {
@@ -261,21 +320,27 @@ static int next_wave(hd_step *s, const hd_op *op) {
         int32_t spans[3];
         for (int32_t u = 0; u < s->n_uses; u++) {
             if (s->uses[u].done) continue;
+            if (s->n_lost && !use_wanted(s, op, &s->uses[u])) {
+                s->uses[u].done = 1;
+                continue;
+            }
             int state = s->p->queue ? expert_state(s, op, s->uses[u].expert) : HD_READY;
             if (state == HD_READY) {
                 s->wave[s->n_wave++] = u;
                 continue;
             }
-            s->left++;
+            int32_t before = s->n_missing, failed = -1;
             for (int32_t k = 0, n = spans_of(s, op, s->uses[u].expert, spans); k < n; k++) {
                 uint8_t here = atomic_load(&s->p->spans->state[spans[k]]);
-                if (here == HD_FAILED) {
-                    s->failed_span = spans[k];
-                    atomic_store(&s->failed, HD_SPAN_FAILED);
-                    return HD_FAIL;
-                }
-                if (here != HD_READY) s->missing[s->n_missing++] = spans[k];
+                if (here == HD_FAILED) failed = spans[k];
+                else if (here != HD_READY) s->missing[s->n_missing++] = spans[k];
             }
+            if (failed < 0) {
+                s->left++;
+                continue;
+            }
+            s->n_missing = before;
+            if (lose(s, op, &s->uses[u], failed)) return HD_FAIL;
         }
         if (s->n_wave || !s->left) return HD_DONE;
         if (!s->n_missing) continue;                       /* arrived while we looked */
@@ -311,6 +376,7 @@ static void add_bias(hd_step *s, const hd_op *op, int32_t which, int32_t expert,
 static void up_item(hd_step *s, hd_worker *w, const hd_item *item) {
     const hd_op *op = OP(s);
     const hd_expert_use *use = &s->uses[item->what];
+    if (atomic_load_explicit(&use->failed, memory_order_relaxed) >= 0) return;
     int32_t tokens = use->end - use->begin;
     const hd_weight *gate = weight(s, op, GATE);
     float **hidden = s->out0 + use->begin, **gated = s->out1 + use->begin;
@@ -340,6 +406,7 @@ static void up_item(hd_step *s, hd_worker *w, const hd_item *item) {
 static void down_item(hd_step *s, hd_worker *w, const hd_item *item) {
     const hd_op *op = OP(s);
     const hd_expert_use *use = &s->uses[item->what];
+    if (atomic_load_explicit(&use->failed, memory_order_relaxed) >= 0) return;
     int32_t tokens = use->end - use->begin;
     run_product(s, w, weight(s, op, DOWN), use->expert, tokens, s->mid_x + use->begin, s->mid + use->begin, item->r0, item->r1);
     add_bias(s, op, DOWN_BIAS, use->expert, tokens, s->mid + use->begin, item->r0, item->r1);
@@ -385,6 +452,7 @@ static void combine_rows(hd_step *s, hd_worker *w, const hd_item *item) {
         float *out = hd_row(s, op->out[0], r);
         const float *weights = hd_row(s, op->in[2], r);
         memset(out, 0, sizeof(float) * (size_t)width);
+        if (!hd_wanted(s, op, r)) continue;
         for (int32_t k = 0; k < used; k++)   /* in slot order, whatever was resident first */
             s->p->kernels->axpy(out, weights[k], s->mid[s->pair_at[r * used + k]], width);
     }
@@ -413,7 +481,7 @@ int hd_op_experts(hd_step *s, const hd_op *op, int32_t stage) {
             hd_act kind = p->kernels->act_for(up->type, s->n), gate_kind = gate ? p->kernels->act_for(gate->type, s->n) : kind;
             if ((answer = hd_pack(s, op->in[0], kind, n)) != HD_DONE) return answer;
             if ((answer = hd_pack(s, op->in[0], gate_kind, n)) != HD_DONE) return answer;
-            int32_t pairs = n * op->i[0];
+            int32_t pairs = s->n_pairs;
             const uint8_t **second = (const uint8_t **)(s->out0 + (size_t)p->max_rows * p->max_used);
             for (int32_t j = 0; j < pairs; j++) {
                 s->x[j] = hd_packed_row(s, op->in[0], kind, s->pair_row[j]);
@@ -432,8 +500,9 @@ int hd_op_experts(hd_step *s, const hd_op *op, int32_t stage) {
             return publish_wave(s, op, up_item, up->rows);
         case MIDDLE: {
             hd_act kind = p->kernels->act_for(down->type, s->n);
-            s->sub = LOWER;
-            if (kind == HD_ACT_F32) break;
+            if (drop_failed(s, op)) return HD_FAIL;
+            s->sub = s->n_wave ? LOWER : WAVE;
+            if (kind == HD_ACT_F32 || !s->n_wave) break;
             int64_t pairs = 0;
             for (int32_t k = 0; k < s->n_wave; k++) pairs += s->uses[s->wave[k]].end - s->uses[s->wave[k]].begin;
             if ((answer = hd_share_rows(s, pack_mid, s->n_wave, 2 * down->cols * pairs / s->n_wave)) != HD_DONE) return answer;
@@ -443,6 +512,7 @@ int hd_op_experts(hd_step *s, const hd_op *op, int32_t stage) {
             s->sub = DONE_WAVE;
             return publish_wave(s, op, down_item, down->rows);
         case DONE_WAVE:
+            if (drop_failed(s, op)) return HD_FAIL;
             for (int32_t k = 0; k < s->n_wave; k++) s->uses[s->wave[k]].done = 1;
             s->sub = WAVE;
             break;

@@ -33,6 +33,7 @@ static void guess(hd_step *s, const hd_op *op) {
     memset(g->guessed, 0, (size_t)p->n_experts);
     memset(g->asked, 0, (size_t)p->n_experts);
     for (int32_t r = 0; r < s->n; r++) {
+        if (!hd_wanted(s, op, r)) continue;
         hd_choose(hd_row(s, op->out[1], r), hd_vector(s, op, 2), p->n_experts, op, chosen, weights, s->work);
         for (int32_t k = 0; k < used; k++) g->guessed[chosen[k]] = 1;
     }

@@ -11,7 +11,7 @@ static hd_act act_of(const hd_step *s, const hd_op *op, const hd_weight *m) {
 }
 
 static float *out_row(const hd_step *s, const hd_op *op, int32_t k, int32_t row) {
-    if (op->i[TO_LOGITS]) return s->logits + (size_t)row * s->p->vocabulary;
+    if (op->i[TO_LOGITS]) return s->logits[row];
     return hd_row(s, op->out[k], row);
 }
 

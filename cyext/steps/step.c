@@ -213,6 +213,11 @@ static void step_fault(void *context, const void *address) {
     atomic_store(&s->failed, HD_FAULT);
 }
 
+static int step_item_fault(void *context, int32_t item, const void *address) {
+    hd_step *s = context;
+    return hd_experts_fault(s, &s->items[item], address);
+}
+
 int hd_step_run(hd_step *s) {
     const hd_program *p = s->p;
     s->pc = -1;
@@ -222,7 +227,9 @@ int hd_step_run(hd_step *s) {
     atomic_store(&s->failed, HD_OK);
     /* What an earlier, broken step left in a buffer must not count as packed. */
     for (int32_t b = 0; b < p->n_buffers; b++) p->buffers[b].version++;
-    hd_job job = {step_next, step_item, step_fault, s};
+    s->n_lost = 0;
+    for (int32_t k = 0; k < s->n_sessions; k++) s->lost[k] = -1;
+    hd_job job = {step_next, step_item, step_fault, s, step_item_fault};
     hd_teams_run(p->teams, &job);
     if (s->acquired) hd_experts_release(s);
     atomic_store(s->layer, -1);

@@ -73,7 +73,8 @@ typedef struct hd_session {
 /* A piece of shared work: rows [r0, r1) of something. */
 typedef struct hd_item { int32_t what, r0, r1; } hd_item;
 
-typedef struct hd_expert_use { int32_t expert, begin, end, done; } hd_expert_use;
+/* failed: a span of it that could not be read, or -1; set by any thread. */
+typedef struct hd_expert_use { int32_t expert, begin, end, done; _Atomic int32_t failed; } hd_expert_use;
 
 typedef struct hd_step hd_step;
 typedef void (*hd_item_fn)(hd_step *s, hd_worker *w, const hd_item *item);
@@ -128,7 +129,9 @@ struct hd_step {
     const int32_t *token, *pos, *session;  /* [n] */
     const int32_t *selected;               /* [n_selected] rows that want logits, ascending */
     const hd_session *sessions;
-    float *logits;                         /* [n_selected][vocabulary] */
+    int32_t *lost;                         /* [n_sessions] the expert's span that its rows needed in vain, or -1 */
+    int32_t n_sessions, n_lost;
+    float **logits;                        /* [n_selected] where each row's go, [vocabulary] */
     _Atomic int32_t *stop;
     _Atomic int32_t *layer;                /* published progress */
 
@@ -144,6 +147,7 @@ struct hd_step {
     /* the running matmul or experts operation */
     hd_buffer *pack_buffer; int32_t pack_kind;
     const uint8_t **x; float **out0; float **out1; float **mid; const uint8_t **mid_x;   /* pointer arrays [pairs] */
+    int32_t n_pairs;                       /* of rows that are still wanted */
     int32_t *pair_row;                     /* [pairs] the row of each pair, sorted by expert */
     int32_t *pair_at;                      /* [row * used + slot] -> place in the sorted order */
     hd_expert_use *uses; int32_t n_uses; int32_t *counts;     /* what is used; [experts + 1] for the sort */
@@ -159,7 +163,8 @@ struct hd_step {
     hd_lookahead *lookahead;
 };
 
-enum hd_failure { HD_OK = 0, HD_STOPPED = 1, HD_FAULT = 2, HD_SPAN_FAILED = 3, HD_NO_MEMORY = 4 };
+/* HD_ALL_LOST: every session's rows needed an expert in vain; else a step goes on for the others. */
+enum hd_failure { HD_OK = 0, HD_STOPPED = 1, HD_FAULT = 2, HD_SPAN_FAILED = 3, HD_NO_MEMORY = 4, HD_ALL_LOST = 5 };
 
 /* Run a step; 0 or enum hd_failure. The step's memory is reused by the next call with the same object. */
 int hd_step_run(hd_step *s);
@@ -191,6 +196,10 @@ static inline int32_t hd_rows(const hd_step *s, const hd_op *op) { return op->se
 static inline float *hd_row(const hd_step *s, int32_t buffer, int32_t row) {
     const hd_buffer *b = &s->p->buffers[buffer];
     return b->data + (size_t)row * b->stride;
+}
+/* Whether somebody still waits for what becomes of the operation's row. If not, it may become anything; it asks for no expert. */
+static inline int hd_wanted(const hd_step *s, const hd_op *op, int32_t row) {
+    return !s->n_lost || s->lost[s->session[op->selected ? s->selected[row] : row]] < 0;
 }
 static inline void hd_written(const hd_step *s, int32_t buffer) { s->p->buffers[buffer].version++; }
 
@@ -251,6 +260,10 @@ static inline const float *hd_vector(const hd_step *s, const hd_op *op, int32_t 
     if (op->w[slot] < 0) return NULL;
     return (const float *)hd_weight_at(s->p, &s->p->weights[op->w[slot]], 0, 0);
 }
+
+/* A read failed at this address in an item of an experts operation: 1 when it was that expert's and is noted. From any
+ * thread. */
+int hd_experts_fault(hd_step *s, const hd_item *item, const void *address);
 
 /* Compare the guess for this layer, if there is one, with what its router chose. */
 void hd_lookahead_check(hd_step *s, const hd_op *op);

@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from hearthd.cyext import program as cy
+from hearthd.cyext.populate_queue import PopulateQueue
+from hearthd.cyext.spans import Spans
 from hearthd.daemon.model import architectures
+from hearthd.daemon.model.gguf import ModelFile
 from hearthd.daemon.model.graph import Graph, Tensors
 from hearthd.daemon.model.hyper import Hyper
-from hearthd.daemon.model.sampling import Choice, choose
-from hearthd.daemon.model.turn import ContextFull, Interrupted, Outcome, Part, StepFailed
+from hearthd.daemon.model.sampling import Choice, Sampler, choose
+from hearthd.daemon.model.spans import SpanTable
+from hearthd.daemon.model.turn import ContextFull, Interrupted, Outcome, Part, PoolUse, StepFailed
+from numpy.typing import NDArray
+
+WARM_BYTES = 64 << 20  # of free blocks that keep their memory for the next sessions
+WARM_SECONDS = 2.0  # so long
+COOLED_BLOCKS = 64  # that a step gives back at most: it has other things to do
 
 
 class Session:
-    """State of one sequence: its length in tokens and its blocks in the KV pool."""
+    """State of one sequence: its length in tokens, its blocks in the pool, its recurrent state."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
         self._state: cy.State | None = engine.program.session()
         self.length = 0
 
@@ -36,10 +46,20 @@ class Session:
         """Forget the tokens from `length` on. A model with recurrent state can only be truncated to 0."""
         if length > self.length:
             raise ValueError(f"{length} is beyond the session's {self.length} tokens")
-        if self._engine.recurrent and 0 < length < self.length:
+        if self.engine.recurrent and 0 < length < self.length:
             raise ValueError("recurrent state cannot go back")
         self.state.shrink(length)
         self.length = length
+
+    def go_on(self, tokens: int) -> None:
+        """A step has appended so many."""
+        self.length += tokens
+        self.state.settle(self.length)
+
+    def go_back(self) -> None:
+        """A step has failed: what it has appended is not kept."""
+        if self._state is not None:
+            self._state.shrink(self.length)
 
     def close(self) -> None:
         if self._state is not None:
@@ -47,21 +67,42 @@ class Session:
             self._state = None
 
 
+@dataclass(slots=True, eq=False)
+class _Taken:
+    """A part of the running step, and what comes of it. wanted: rows at its end whose logits are to be had; out: where
+    they go, of a sampler's row `row` of the memory that samplers share."""
+
+    session: Session
+    tokens: NDArray[np.int32]
+    wanted: int
+    sampler: Sampler | None
+    row: int = -1
+    out: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32] | None = None
+    choice: Choice | None = None
+    error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """The session is as before."""
+        self.error, self.logits = error, None
+        self.session.go_back()
+
+
 class Engine:
     """Runs steps. One at a time; step() may be called from any thread.
 
     model, table: as opened; spans, queue: their hd_spans and populate queue (None: nothing is deferred). teams:
     processors of each team's threads; nodes: the kernel's NUMA node of each, when there are several. context: tokens
-    of the longest sequence; sequences: how many of that length the KV pool holds. Raises ModelError when the
+    of the longest sequence; sequences: how many of that length the pool holds. Raises ModelError when the
     architecture is unknown or a tensor does not fit the hyperparameters.
     """
 
     def __init__(
         self,
-        model: Any,
-        table: Any,
-        spans: Any,
-        queue: Any = None,
+        model: ModelFile,
+        table: SpanTable,
+        spans: Spans,
+        queue: PopulateQueue | None = None,
         *,
         teams: Sequence[Sequence[int]] = ((-1,),),
         context: int = 4096,
@@ -92,7 +133,9 @@ class Engine:
         module.graph(h, module.tensors(h, Tensors(model, table, self.program)), graph)
         graph.finish()
         self.recurrent = self.program.recurrent
-        self.program.finish(self.context * sequences)
+        # Each of the sequences has its whole context, whatever the others hold: blocks are not divided between them.
+        self.program.finish(sequences * -(-self.context // cy.KV_BLOCK))
+        self._warm_blocks = WARM_BYTES // max(self.program.pool.block_bytes, 1)
         self.threads = sum(len(team) for team in teams)
         self.isa: str = self.program.isa
         self.steps = 0
@@ -106,97 +149,119 @@ class Engine:
     def step(self, parts: Sequence[Part]) -> list[Outcome]:
         """Append tokens to sessions; an outcome for each part.
 
-        Blocking, without the GIL. Raises Interrupted when the engine closes.
+        Blocking, without the GIL. Raises Interrupted when the engine closes. ValueError, as for rows that nobody may ask
+        for: too many of them, tokens that are none, a session of another engine or of two parts.
         """
         with self._lock:
             if self._closing:
                 raise Interrupted("the engine is closed")
-            outcomes: dict[int, Outcome] = {}
-            taken = []
-            for number, part in enumerate(parts):
-                try:
-                    self._reserve(part)
-                except ContextFull as error:
-                    outcomes[number] = Outcome(error=error)
-                else:
-                    taken.append(number)
-            if taken:
-                outcomes |= zip(taken, self._step([parts[number] for number in taken]), strict=True)
-        return [outcomes[number] for number in range(len(parts))]
+            taken = [self._taken(part) for part in parts]
+            if (rows := sum(len(each.tokens) for each in taken)) > self.batch:
+                raise ValueError(f"{rows} rows in a step of at most {self.batch}")
+            if len({each.session for each in taken}) < len(taken):
+                raise ValueError("two parts of one session in a step")
+            try:
+                self._run(taken)
+            except BaseException:
+                for each in taken:
+                    each.session.go_back()
+                raise
+            finally:
+                self.program.pool.cool(WARM_SECONDS, self._warm_blocks, COOLED_BLOCKS)
+        return [Outcome(each.logits, each.choice, each.error) for each in taken]
 
-    def _reserve(self, part: Part) -> None:
-        session, length = part.session, part.session.length + len(part.tokens)
-        if length > self.context:
-            raise ContextFull(f"{length} tokens exceed the context of {self.context}")
-        if not session.state.reserve(length):
-            session.state.shrink(session.length)
-            raise ContextFull("the KV pool is full")
+    def _taken(self, part: Part) -> _Taken:
+        session = part.session
+        if not isinstance(session, Session) or session.engine is not self:
+            raise ValueError("a session of another engine")
+        tokens = np.ascontiguousarray(part.tokens, dtype=np.int32)
+        want = "last" if part.sampler is not None else part.want
+        rows = 0 if want == "none" else len(tokens) if want == "all" else min(len(tokens), 1)
+        return _Taken(session, tokens, rows, part.sampler)
 
-    def _step(self, parts: list[Part]) -> list[Outcome]:
-        tokens = np.concatenate([np.asarray(part.tokens, dtype=np.int32) for part in parts])
-        if len(tokens) > self.batch:
-            raise ValueError(f"{len(tokens)} rows in a step of at most {self.batch}")
-        spans = [(part.session.length, len(part.tokens)) for part in parts]
-        positions = np.concatenate([np.arange(start, start + n, dtype=np.int32) for start, n in spans])
-        owner = np.repeat(np.arange(len(parts), dtype=np.int32), [n for _, n in spans])
-        selected: list[int] = []
-        counts = []
-        at = 0
+    def _run(self, parts: list[_Taken]) -> None:
         for part in parts:
-            n = len(part.tokens)
-            first = at + n if part.want == "none" or n == 0 else at if part.want == "all" else at + n - 1
-            selected.extend(range(first, at + n))
-            counts.append(at + n - first)
-            at += n
-        logits = np.empty((len(selected), self.hyper.n_vocab), dtype=np.float32)
+            self._reserve(part)
+        running = [part for part in parts if part.error is None and len(part.tokens)]
+        if not running:
+            return
         try:
-            self.program.run(
-                tokens,
-                positions,
-                owner,
-                [part.session.state for part in parts],
-                np.array(selected, dtype=np.int32),
-                logits,
-            )
-        except cy.Failed as error:
-            self._shrink(parts)
-            explained = self._explain(error)
-            if isinstance(explained, Interrupted):
-                raise explained from None
-            return [Outcome(error=explained)] * len(parts)
-        self.steps += 1
-        self.rows += len(tokens)
-        picks, result, at = [], [], 0
-        for number, (part, n) in enumerate(zip(parts, counts, strict=True)):
-            part.session.length += len(part.tokens)
-            part.session.state.settle(part.session.length)
-            result.append(Outcome(logits=logits[at : at + n] if n and part.sampler is None else None))
-            if part.sampler is not None:
-                picks.append((number, at + n - 1, part.sampler, part.session.length))
-            at += n
-        chosen = choose(self.teams, logits, [(row, sampler, at) for _, row, sampler, at in picks])
-        for (number, *_), found in zip(picks, chosen, strict=True):
-            result[number] = Outcome(choice=found) if isinstance(found, Choice) else Outcome(error=found)
-        return result
+            self._lay_out(running)
+            lost = self.program.run([(part.session.state, part.tokens, part.session.length, part.out) for part in running])
+        except (cy.Failed, MemoryError) as error:
+            failed = self._explain(error)
+            if isinstance(failed, Interrupted):
+                raise failed from None
+            for part in running:
+                part.fail(failed)
+            return
+        done = []
+        for part, span in zip(running, lost, strict=True):
+            if span >= 0:
+                part.fail(self._unreadable(span))
+                continue
+            part.session.go_on(len(part.tokens))
+            self.rows += len(part.tokens)
+            done.append(part)
+        self.steps += bool(done)
+        self._choose([part for part in done if part.sampler is not None])
 
-    def _shrink(self, parts: Sequence[Part]) -> None:
-        for session in (part.session for part in parts):
-            session.state.shrink(session.length)
+    def _reserve(self, part: _Taken) -> None:
+        session, length = part.session, part.session.length + len(part.tokens)
+        try:
+            if length > self.context:
+                part.error = ContextFull(f"{length} tokens exceed the context of {self.context}")
+            elif not session.state.reserve(session.length, length):
+                part.error = ContextFull("the pool is full")
+        except MemoryError:
+            part.fail(StepFailed("out of memory"))
 
-    def _explain(self, error: cy.Failed) -> Exception:
+    def _lay_out(self, parts: list[_Taken]) -> None:
+        """Where logits go: those that are handed out have memory of their own, those of samplers share some."""
+        draws = [part for part in parts if part.sampler is not None]
+        if draws:
+            scratch = self.program.scratch_logits(len(draws))
+            for row, part in enumerate(draws):
+                part.row, part.out = row, scratch[row : row + 1]
+        for part in parts:
+            if part.sampler is None and part.wanted:
+                part.out = part.logits = np.empty((part.wanted, self.hyper.n_vocab), dtype=np.float32)
+
+    def _choose(self, parts: list[_Taken]) -> None:
+        if not parts:
+            return
+        picks = [(part.row, part.sampler, part.session.length) for part in parts if part.sampler is not None]
+        rows = self.program.scratch_logits(parts[-1].row + 1)
+        for part, found in zip(parts, choose(self.teams, rows, picks), strict=True):
+            if isinstance(found, Choice):
+                part.choice = found
+            else:
+                part.error = found
+
+    def _explain(self, error: cy.Failed | MemoryError) -> Exception:
+        if isinstance(error, MemoryError) or error.kind == "memory":
+            return StepFailed("out of memory")
         if error.kind == "stopped":
             return Interrupted("the engine closes")
-        if error.kind == "memory":
-            return StepFailed("out of memory")
         if error.span < 0:
             return StepFailed("a read of mapped memory failed outside the model")
-        found = self._queue.error(error.span) if self._queue is not None else None
-        return StepFailed(self._table.failure(error.span, found, self._model.paths), error.span)
+        return self._unreadable(error.span)
+
+    def _unreadable(self, span: int) -> StepFailed:
+        found = self._queue.error(span) if self._queue is not None else None
+        return StepFailed(self._table.failure(span, found, self._model.paths), span)
+
+    @property
+    def pool(self) -> PoolUse:
+        """The pool as it is now; its bytes as the kernel tells."""
+        pool = self.program.pool
+        return PoolUse(pool.blocks, pool.used, pool.warm, pool.block_bytes, pool.resident())
 
     def trim(self) -> None:
-        """Give back the memory of the step's buffers until the next step."""
+        """Give back the memory of the step's buffers until the next step, and that of the pool's free blocks."""
         with self._lock:
             self.program.trim()
+            self.program.pool.cool()
 
     def own_experts(self, owner: np.ndarray | None) -> None:
         """From the next step on whole experts belong to teams: int32 [n_layer, n_expert]; None: every matrix is divided
@@ -236,7 +301,7 @@ class Engine:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return int(self.program.block_bytes) // cy.KV_BLOCK
+        return self.program.token_bytes
 
     def set_lookahead(self, read: bool, every: int = 16) -> None:
         self.program.set_lookahead(read, every)

@@ -30,6 +30,23 @@ class ContextFull(RuntimeError):
     """The session would be longer than the context, or the pool has no block for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """The pool at one moment. blocks: it has; used: of them held by sessions; warm: free, with their memory still there.
+    block_bytes: of one; bytes: in memory, as the kernel tells."""
+
+    blocks: int
+    used: int
+    warm: int
+    block_bytes: int
+    bytes: int
+
+    @property
+    def free(self) -> int:
+        """Blocks that nobody holds."""
+        return self.blocks - self.used
+
+
 class SessionView(Protocol):
     """One sequence of tokens whose keys, values and state the engine keeps."""
 
@@ -78,6 +95,10 @@ class Steps(Protocol):
     batch: int  # rows of a step at most
     context: int  # tokens of a session at most
     n_vocab: int
+
+    @property
+    def pool(self) -> PoolUse:
+        """Asked of the kernel now."""
 
     def new_session(self) -> SessionView: ...
 
