@@ -20,9 +20,10 @@ def rewritten(
     *,
     keys: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Data | None] | None = None,
+    last: str = "",
 ) -> Path:
     """Write `source` with these keys (ARCH. may stand for the architecture's name) and tensors to `target`; None takes
-    one away. Python's int becomes uint32, float float32, a list an array."""
+    one away. Python's int becomes uint32, float float32, a list an array. last: the tensor that lies at the end."""
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(target, architecture)
@@ -39,7 +40,7 @@ def rewritten(
     data: dict[str, Data | None] = {
         tensor.name: (tensor.tensor_type, tensor.data) for tensor in reader.tensors
     } | dict(tensors or {})
-    for name, found in data.items():
+    for name, found in sorted(data.items(), key=lambda item: item[0] == last):
         if isinstance(found, tuple):
             writer.add_tensor(name, found[1], raw_dtype=found[0])
         elif found is not None:

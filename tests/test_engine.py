@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 from hearthd.cyext import kernels
-from hearthd.daemon.model.turn import ContextFull, StepFailed
+from hearthd.daemon.model.sampling import Sampler
+from hearthd.daemon.model.turn import ContextFull, Part, StepFailed
+from hearthd.daemon.protocol import Sampling
 
 from tests.opened import Opened, greedy, logits_of, nmse, stepped
 from tests.rewritten import rewritten, values_of
@@ -109,6 +111,106 @@ def test_a_file_that_shrinks_fails_the_step_and_nothing_else(tiny, tmp_path, def
         copy.write_bytes((folder / "moe-f16.gguf").read_bytes())
         if not deferred:
             assert stepped(engine, (engine.new_session(), tokens, "last"))[0] is not None
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_an_unreadable_expert_fails_those_that_are_routed_to_it(tiny, tmp_path, layer, deferred):
+    """And leaves their sessions as they were, and the others' logits as they are without them."""
+    folder, _, _ = tiny
+    name = f"blk.{layer}.ffn_up_exps.weight"
+    path = rewritten(folder / "moe-f16.gguf", tmp_path / "model.gguf", last=name)
+    whole, expert = path.read_bytes(), 3
+    with Opened(path) as engine:
+        sound = prompt_by_routing(engine, layer, expert, uses=False)
+        struck = prompt_by_routing(engine, layer, expert, uses=True)
+        expected = logits_of(engine, sound)[0], logits_of(engine, sound, 1)[0][-1:], logits_of(engine, struck)[0]
+    with Opened(path, deferred=deferred, threads=3) as engine:
+        sessions = [engine.new_session() for _ in range(3)]
+        stepped(engine, (sessions[2], sound[:-1], "none"))
+        with open(path, "r+b") as file:
+            file.truncate(len(whole) - 100_000)
+        before = engine.expert_counts.sum(axis=1)
+        parts = [(sessions[0], struck, "all"), (sessions[1], sound, "all"), (sessions[2], sound[-1:], "last")]
+        outcomes = engine.step([Part(*part) for part in parts])
+        error = outcomes[0].error
+        assert isinstance(error, StepFailed) and "could not be read" in str(error) and f"{name}, expert 3" in str(error)
+        assert [session.length for session in sessions] == [0, len(sound), len(sound)]
+        assert np.array_equal(outcomes[1].rows(), expected[0]) and np.array_equal(outcomes[2].rows(), expected[1])
+        asked = (engine.expert_counts.sum(axis=1) - before) // engine.hyper.n_expert_used
+        rows = len(sound) + 1
+        assert asked.tolist() == [rows + len(struck), rows if layer == 0 else rows + len(struck)]
+        with pytest.raises(StepFailed, match=f"{name}, expert 3"):  # with nobody to go on for
+            stepped(engine, (sessions[0], struck, "all"))
+        assert engine.pool.used == 2
+        path.write_bytes(whole)
+        if deferred:
+            engine._queue.retry([error.span])
+        assert np.array_equal(stepped(engine, (sessions[0], struck, "all"))[0], expected[2])
+
+
+def prompt_by_routing(engine, layer, expert, *, uses, length=6):
+    """Tokens of which the last, or none, is routed to an expert of a layer."""
+    session, found = engine.new_session(), []
+    for token in range(100, engine.n_vocab):
+        before = engine.expert_counts[layer, expert]
+        stepped(engine, (session, np.array([token], np.int32), "last"))
+        if bool(engine.expert_counts[layer, expert] - before) == (uses and len(found) == length - 1):
+            found.append(token)
+            if len(found) == length:
+                return np.array(found, np.int32)
+        else:
+            session.truncate(len(found))
+    raise AssertionError("no such tokens")
+
+
+def test_dense_memory_that_cannot_be_read_fails_all(tiny, tmp_path):
+    folder, facts, _ = tiny
+    tokens = np.array(facts["tokens"], np.int32)
+    path = rewritten(folder / "moe-f16.gguf", tmp_path / "model.gguf", last="blk.1.attn_q.weight")
+    with Opened(path) as engine:
+        sessions = [engine.new_session(), engine.new_session()]
+        with open(path, "r+b") as file:
+            file.truncate(path.stat().st_size - 60_000)
+        outcomes = engine.step([Part(session, tokens, "last") for session in sessions])
+        assert ["blk.1.attn_q.weight" in str(outcome.error) for outcome in outcomes] == [True, True]
+        assert [session.length for session in sessions] == [0, 0] and engine.pool.used == 0
+
+
+def test_what_one_part_asks_in_vain_is_its_own_affair(tiny):
+    folder, facts, _ = tiny
+    tokens = np.array(facts["tokens"], np.int32)
+    with Opened(folder / "moe-f16.gguf", context=64, sequences=2) as engine:
+        expected = logits_of(engine, tokens)[0]
+        sessions = [engine.new_session() for _ in range(2)]
+        parts = [(sessions[0], np.resize(tokens, 65), "last"), (sessions[1], tokens, "all")]
+        outcomes = engine.step([Part(*part) for part in parts])
+        assert isinstance(outcomes[0].error, ContextFull) and sessions[0].length == 0
+        assert np.array_equal(outcomes[1].rows(), expected)
+        with pytest.raises(ValueError, match="two parts of one session"):
+            engine.step([Part(sessions[1], tokens[:1], "last")] * 2)
+        with pytest.raises(ValueError, match="token 640"):
+            engine.step([Part(sessions[1], np.array([1, 640], np.int32), "last")])
+        assert sessions[1].length == len(tokens)
+
+
+def test_logits_that_are_handed_out_stay(tiny):
+    """Those of a sampler's rows share memory, which the next step writes over."""
+    folder, facts, _ = tiny
+    tokens = np.array(facts["tokens"], np.int32)
+    with Opened(folder / "moe-f16.gguf") as engine:
+        sampler = Sampler(Sampling(temperature=0), engine.n_vocab)
+        sessions = [engine.new_session() for _ in range(4)]
+        wants = [("last", sampler), ("all", None), ("last", sampler), ("none", None)]
+        chosen = []
+        for part in (tokens, tokens[::-1].copy()):
+            outcomes = engine.step([Part(s, part, *want) for s, want in zip(sessions, wants, strict=True)])
+            assert [outcome.logits is None for outcome in outcomes] == [True, False, True, True]
+            kept = outcomes[1].logits if part is tokens else kept  # noqa: F821
+            chosen.append([outcomes[k].choice.token for k in (0, 2)])
+            assert chosen[-1] == [int(outcomes[1].logits[-1].argmax())] * 2
+            engine.trim()
+        assert np.array_equal(kept, logits_of(engine, tokens)[0])
 
 
 def test_what_was_used_is_counted(tiny):

@@ -149,8 +149,8 @@ class Engine:
     def step(self, parts: Sequence[Part]) -> list[Outcome]:
         """Append tokens to sessions; an outcome for each part.
 
-        Blocking, without the GIL. Raises Interrupted when the engine closes. ValueError, as for rows that nobody may ask
-        for: too many of them, tokens that are none, a session of another engine or of two parts.
+        Blocking, without the GIL. Raises Interrupted when the engine closes, ValueError for what nobody may ask: too
+        many rows, tokens that are none, a session of another engine or of two parts.
         """
         with self._lock:
             if self._closing:
@@ -187,7 +187,7 @@ class Engine:
             return
         try:
             self._lay_out(running)
-            lost = self.program.run([(part.session.state, part.tokens, part.session.length, part.out) for part in running])
+            lost = self.program.run([(p.session.state, p.tokens, p.session.length, p.out) for p in running])
         except (cy.Failed, MemoryError) as error:
             failed = self._explain(error)
             if isinstance(failed, Interrupted):

@@ -32,7 +32,7 @@ class ContextFull(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class PoolUse:
-    """The pool at one moment. blocks: it has; used: of them held by sessions; warm: free, with their memory still there.
+    """The pool at one moment. blocks: it has; used: of them held by sessions; warm: free, and their memory still there.
     block_bytes: of one; bytes: in memory, as the kernel tells."""
 
     blocks: int
