@@ -39,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
         help="where experts lie if not all fit in RAM (auto: mapping)")  # fmt: skip
     add("--threads", type=int, metavar="N", help="compute threads (default: physical cores)")
     add("--context", type=int, metavar="N", help="tokens of one session (default: 4096)")
-    add("--batch", type=int, metavar="N", help="tokens of a prompt per step (default: 512)")
+    add("--batch", type=int, metavar="N", help="tokens that a step computes at most (default: 512)")
+    add("--step-ms", type=int, metavar="MS", help="what a step may take while answers run (default: 200)")
     add("--sessions", type=int, metavar="N", help="answers in progress at a time (default: 4)")
     add("--queue", type=int, metavar="N", help="requests that may wait for their turn (default: 64)")
     add("--numa", choices=["off", "interleave", "distribute", "mirror", "experts", "auto"],

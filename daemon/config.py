@@ -38,7 +38,8 @@ class Config(Struct, kw_only=True, forbid_unknown_fields=True):
     memory_budget: str = "auto"  # auto, bytes with a unit (51.2G), or a share of RAM (80%)
     threads: int = 0
     context: int = 0  # tokens of one session; 0: as many as the model was trained for, at most 4096
-    batch: int = 512  # tokens of a prompt per step
+    batch: int = 512  # rows of a step at most
+    step_ms: int = 200  # what a step may take while answers run
     sessions: int = 4  # answers in progress at a time
     queue: int = 64  # requests waiting for their turn, over all clients
     numa: Literal["off", "interleave", "distribute", "mirror", "experts", "auto"] = "off"
@@ -50,8 +51,8 @@ class Config(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 FIELDS = {field.name: field for field in msgspec.structs.fields(Config)}
-RANGES = {"threads": (0, 4096), "context": (0, 1 << 24), "batch": (1, 8192), "sessions": (1, 1024),
-          "queue": (1, 65536), "drain_seconds": (0, 3600)}  # fmt: skip
+RANGES = {"threads": (0, 4096), "context": (0, 1 << 24), "batch": (1, 8192), "step_ms": (1, 600_000),
+          "sessions": (1, 1024), "queue": (1, 65536), "drain_seconds": (0, 3600)}  # fmt: skip
 BUDGETS = ("memory_budget", "mirror_budget")
 PREFIX = "HEARTHD_"
 OTHER_VARIABLES = ("HEARTHD_CONFIG", "HEARTHD_ISA", "HEARTHD_TEST_MODELS")

@@ -1,28 +1,29 @@
-"""One request's way from a prompt to tokens and text: a turn at a time, in a worker thread. Decides no order.
+"""One request's way from a prompt to tokens and text: the rows that it wants of the next step, and what comes of them.
 
-A turn is one step of the engine with its sampling: one hop into the worker. What it returns is for the event loop to
-send. Nothing here talks to a socket.
+A job knows the tokens that are wanted so far, its prompt and what was chosen, and how many of them are computed; a step
+lets the second catch up with the first. There is no other state: a prompt in chunks and an answer token by token are
+the same thing. Nothing here talks to a socket, decides an order, or runs a step.
 """
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 import trio
+from numpy.typing import NDArray
 
 from . import protocol
-from .model.sampling import StopMatcher, score
-from .model.turn import Part
+from .model.sampling import Choice, Sampler, StopMatcher, score
+from .model.turn import Outcome, Part, SessionView, Want
 from .protocol import Body
 
-Tokens = Sequence[int] | np.ndarray  # ids [n]; an int32 array is taken as it is
+Tokens = Sequence[int] | NDArray[np.int32]  # ids [n]; an int32 array is taken as it is
 
-TURN_BYTES = 64 << 20  # logits of one scoring turn
 JOB_BYTES = 2048  # of a request beside its prompt
 
 
@@ -32,27 +33,57 @@ class Room(Protocol):
     def release(self) -> None: ...
 
 
+class Way(Protocol):
+    """The way back to the client."""
+
+    def reply(self, reply: protocol.Reply, body: Body | None = None) -> bool:
+        """Never waits; False when the client takes no more."""
+
+    def forget_request(self) -> None:
+        """What is left to do needs no more than the way back."""
+
+
+class TextStream(Protocol):
+    """Whole characters of tokens that come one by one."""
+
+    def push(self, token: int) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class Tokenizer(Protocol):
+    """What a job needs of the model's tokenizer."""
+
+    n_vocab: int
+
+    @property
+    def end_of_generation(self) -> Collection[int]: ...
+
+    def stream(self) -> TextStream: ...
+
+
 class Job(ABC):
-    """What the scheduler turns: a session, and where it stands."""
+    """What the scheduler orders: a session, and how far it has come."""
 
     op = ""
-    ready = True  # to take turns
+    ready = True  # to have rows in steps
+    want: Want = "last"  # of the rows of its prompt
 
     def __init__(self, name: str, id: protocol.Id, peer: bytes, tokens: Tokens, owner: str = "") -> None:
         self.name = name  # shown in status, a target of cancel
         self.id = id  # echoed in every reply
         self.peer = peer  # the connection
         self.owner = owner  # whose connection it is: who shares what there is with other clients
-        self.call: Any = None  # the way back to the client, for whoever delivers
+        self.call: Way | None = None  # the way back, for whoever delivers
         self.prompt = np.asarray(tokens, dtype=np.int32)
-        self.prompt_done = 0
+        self.computed = 0  # tokens of those wanted that the session holds
         self.arrived = time.monotonic()
-        self.started = 0.0  # first turn
+        self.started = 0.0  # first step
         self.first = 0.0  # first result
         self.last = 0.0
-        self.session: Any = None
+        self.session: SessionView | None = None
         self.ended = ""  # reason, once it has one
-        self.stop_reason = ""  # set by the event loop: end at the next turn with this reason
+        self.stop_reason = ""  # set by the event loop: it has no rows in further steps and ends with this reason
 
     @property
     def nbytes(self) -> int:
@@ -60,8 +91,17 @@ class Job(ABC):
         return JOB_BYTES + self.prompt.nbytes
 
     @property
+    def prompt_done(self) -> int:
+        return min(self.computed, len(self.prompt))
+
+    @property
     def in_prompt(self) -> bool:
-        return self.prompt_done < len(self.prompt)
+        return self.computed < len(self.prompt)
+
+    @property
+    def wanted(self) -> int:
+        """Tokens that its session is to hold, as far as they are known."""
+        return len(self.prompt) + self.generated
 
     @property
     def generated(self) -> int:
@@ -72,8 +112,13 @@ class Job(ABC):
         return 0
 
     @abstractmethod
-    def turn(self, engine: Any) -> list[protocol.Reply]:
-        """One step. Raises an outcome's error; the job is unchanged then."""
+    def rows(self, room: int) -> Part | None:
+        """What it wants of the next step, at most `room` rows. The session is open."""
+
+    @abstractmethod
+    def take(self, outcome: Outcome) -> list[protocol.Reply]:
+        """What came of the rows, without an error; replies for the client. Called by whoever ran the step, once for
+        each part."""
 
     def rest(self) -> list[protocol.Reply]:
         """What the end alone completes, before the last reply. Once."""
@@ -83,10 +128,15 @@ class Job(ABC):
     def finish(self, reason: str) -> tuple[protocol.Reply, Body | None]:
         """The last reply, and its second frame if it has one."""
 
-    def close(self) -> None:
+    def close_session(self) -> None:
+        """Its keys and values go back to the pool: not for the event loop."""
         if self.session is not None:
             self.session.close()
             self.session = None
+
+    def close(self) -> None:
+        """What it holds beside its session is given back; nothing follows."""
+        self.call = None
 
     def timings(self) -> protocol.Timings:
         return protocol.Timings(
@@ -149,8 +199,11 @@ class Arrival(Job):
     def max_tokens(self) -> int:
         return self._limit
 
-    def turn(self, engine: Any) -> list[protocol.Reply]:
-        raise AssertionError("what is not ready takes no turn")
+    def rows(self, room: int) -> Part | None:
+        return None
+
+    def take(self, outcome: Outcome) -> list[protocol.Reply]:
+        raise AssertionError("what is not ready has no rows")
 
     def finish(self, reason: str) -> tuple[protocol.Reply, Body | None]:
         if self.op == "score":
@@ -158,11 +211,12 @@ class Arrival(Job):
         return protocol.Done(id=self.id, reason=reason, timings=self.timings()), None
 
     def close(self) -> None:
+        super().close()
         self.scope.cancel()
 
 
 class GenerateJob(Job):
-    """Prompt in chunks of `engine.batch`, then one token per turn."""
+    """A prompt, then tokens, each chosen within the step that computes the one before."""
 
     def __init__(
         self,
@@ -171,8 +225,8 @@ class GenerateJob(Job):
         name: str,
         peer: bytes,
         tokens: Tokens,
-        tokenizer: Any,
-        sampler: Any,
+        tokenizer: Tokenizer,
+        sampler: Sampler,
         owner: str = "",
     ) -> None:
         super().__init__(name, request.id, peer, tokens, owner)
@@ -180,7 +234,7 @@ class GenerateJob(Job):
         self.stream = request.stream
         self._limit = request.max_tokens
         # An end that is ignored is a token like any other: it is shown and the next one follows.
-        self._ends = frozenset() if request.ignore_eos else tokenizer.end_of_generation
+        self._ends: Collection[int] = frozenset() if request.ignore_eos else tokenizer.end_of_generation
         self._want_logprobs = request.sampling.logprobs > 0
         self._sampler = sampler
         self._detokenizer = tokenizer.stream()
@@ -200,38 +254,40 @@ class GenerateJob(Job):
     def max_tokens(self) -> int:
         return self._limit
 
-    def turn(self, engine: Any) -> list[protocol.Reply]:
-        if self.in_prompt:
-            chunk = self.prompt[self.prompt_done : self.prompt_done + engine.batch]
-            whole = self.prompt_done + len(chunk) == len(self.prompt)
-            wanted = whole and self._limit > 0
-            part = Part(self.session, chunk, "last" if wanted else "none", self._sampler if wanted else None)
-            (outcome,) = engine.step([part])
-            if outcome.error:
-                raise outcome.error
-            self.prompt_done += len(chunk)
-            if not whole:
-                return []
-            if self._limit <= 0:
-                self.first = time.monotonic()
-                self.ended = "length"
-                return []
+    def rows(self, room: int) -> Part | None:
+        assert self.session is not None
+        start, n = self.computed, len(self.prompt)
+        if start < n:
+            tokens = self.prompt[start : start + room]
         else:
-            chunk = np.asarray(self._tokens[-1:], dtype=np.int32)
-            (outcome,) = engine.step([Part(self.session, chunk, "last", self._sampler)])
-            if outcome.error:
-                raise outcome.error
-        choice = outcome.choice
-        token = int(choice.token)
+            tokens = np.asarray(self._tokens[start - n : start - n + room], dtype=np.int32)
+        if not len(tokens):
+            return None
+        if start + len(tokens) < self.wanted or self._limit <= 0:
+            return Part(self.session, tokens, "none")
+        return Part(self.session, tokens, "last", self._sampler)
+
+    def take(self, outcome: Outcome) -> list[protocol.Reply]:
+        assert self.session is not None
+        self.computed = self.session.length
+        if self.computed < self.wanted:
+            return []
         self.last = time.monotonic()
         self.first = self.first or self.last
+        if outcome.choice is None:
+            self.ended = "length"  # nothing was to be chosen
+            return []
+        return self._chosen(outcome.choice)
+
+    def _chosen(self, choice: Choice) -> list[protocol.Reply]:
+        token = int(choice.token)
         if token in self._ends:
             self.ended = "stop"
             return []
         self._sampler.accept(token)
         self._tokens.append(token)
         if self._want_logprobs:
-            self._logprobs.append(float(choice.logprob))
+            self._logprobs.append(float(choice.logprob or 0.0))
         # A padded embedding has more rows than the tokenizer has tokens; those have no text.
         events = self._show(choice, self._detokenizer.push(token) if token < self._vocabulary else "")
         if self._until.found is not None:
@@ -240,14 +296,14 @@ class GenerateJob(Job):
             self.ended = "length"
         return events
 
-    def _show(self, choice: Any, text: str) -> list[protocol.Reply]:
+    def _show(self, choice: Choice, text: str) -> list[protocol.Reply]:
         shown = self._until.push(text)
         self._text.append(shown)
         if not self.stream:
             return []
         event = protocol.TokenEvent(id=self.id, token=int(choice.token), text=shown)
         if self._want_logprobs:
-            event.logprob = float(choice.logprob)
+            event.logprob = float(choice.logprob or 0.0)
             event.alternatives = [(int(token), float(logprob)) for token, logprob in choice.alternatives]
         return [event]
 
@@ -279,6 +335,7 @@ class ScoreJob(Job):
     """
 
     op = "score"
+    want: Want = "all"
 
     def __init__(
         self,
@@ -294,36 +351,38 @@ class ScoreJob(Job):
         self._logprobs: list[float | None] = [None]  # nothing comes before the first
         self._keep = request.logits
         self._from = request.logits_from
-        self._logits: np.ndarray | None = None  # float32 [positions from `logits_from` on, vocabulary]
+        self._logits: NDArray[np.float32] | None = None  # float32 [positions from `logits_from` on, vocabulary]
         self._vocabulary = 0
         self._room = room
-        self._data: Any = None
+        self._data: Any = None  # msgspec.Raw, which the message's type does not know
 
-    def turn(self, engine: Any) -> list[protocol.Reply]:
-        vocabulary = self._vocabulary = engine.hyper.n_vocab
-        size = max(1, min(engine.batch, TURN_BYTES // (4 * vocabulary)))
-        start = self.prompt_done
-        chunk = self.prompt[start : start + size]
-        end = start + len(chunk)
-        logits = engine.step([Part(self.session, chunk, "all")])[0].rows()
+    def rows(self, room: int) -> Part | None:
+        assert self.session is not None
+        tokens = self.prompt[self.computed : self.computed + room]
+        return Part(self.session, tokens, "all") if len(tokens) else None
+
+    def take(self, outcome: Outcome) -> list[protocol.Reply]:
+        logits = outcome.rows()
+        start, end = self.computed, self.computed + len(logits)
+        self._vocabulary = logits.shape[1]
         following = self.prompt[start + 1 : end + 1].tolist()
         self._logprobs += score(logits, following)
         if self._keep and end > self._from:
             if self._logits is None:  # whole at once, so that the reply is not a second copy
-                self._logits = np.empty((len(self.prompt) - self._from, vocabulary), "<f4")
+                self._logits = np.empty((len(self.prompt) - self._from, self._vocabulary), "<f4")
             first = max(start, self._from)
             self._logits[first - self._from : end - self._from] = logits[first - start :]
-        self.prompt_done = end
+        self.computed = end
         self.first = self.last = time.monotonic()
         if not self.in_prompt:
             self._data = self._numbers()
             self.ended = "stop"
         return []
 
-    def _numbers(self) -> Any:
-        """The reply's data, as JSON already: of many tokens it takes its time, and this is the worker's thread."""
+    def _numbers(self) -> msgspec.Raw:
+        """The reply's data, as JSON already: of many tokens it takes its time, and this is the step's thread."""
         known = [value for value in self._logprobs if value is not None]
-        data: dict[str, Any] = {
+        data = {
             "tokens": self.prompt.tolist(),
             "logprobs": self._logprobs,
             "sum": sum(known),

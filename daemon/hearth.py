@@ -216,15 +216,12 @@ class Hearth:
         """Raises SamplingError (a ValueError) for a parameter out of range."""
         return Sampler(sampling, self.engine.hyper.n_vocab)
 
-    def prefill(self, running: bool, tokens: int = 0) -> None:
-        """A step that reads so many tokens of a prompt begins, or has ended."""
+    def step_begins(self, prompts: int, answers: int) -> None:
+        """So many rows of prompts and of answers; none at all: nothing is to be done for now."""
         try:
-            if running:
-                self.residency.prefill_started(tokens)
-            else:
-                self.residency.prefill_finished()
+            self.residency.step_begins(prompts, answers)
         except Exception as error:  # the step goes on: residency only makes it faster
-            self.residency.tending.failed("residency beside a prompt", error)
+            self.residency.tending.failed("residency beside a step", error)
 
     def warmed(self) -> bool:
         """Nothing that was planned is left to warm."""
@@ -245,6 +242,7 @@ class Hearth:
             **({"threads_reason": self.processors.reason} if self.processors.reason else {}),
             "context": self.info.context,
             "batch": config.batch,
+            "step_ms": config.step_ms,
             "sessions": config.sessions,
             "numa": self.numa.mode,
             **({"numa_reason": self.numa.reason} if self.numa.reason else {}),

@@ -89,7 +89,7 @@ class Operations:
         with self._queued(call) as arrival:
             await self._hearth.prepared()
             field = "prompt" if request.tokens is None else "tokens"
-            self._start_generation(arrival, await self._prompt(request, field), field)
+            self._start_generation(call, arrival, await self._prompt(request, field), field)
 
     async def chat(self, call: Call) -> None:
         request: protocol.Chat = call.request
@@ -99,7 +99,7 @@ class Operations:
             prompt = await self._render(request)
             tokens = await self._encode(prompt.text, bos=False, field="messages")
             self._check_text(tokens, "messages")
-            self._start_generation(arrival, tokens, "messages", prompt.warnings)
+            self._start_generation(call, arrival, tokens, "messages", prompt.warnings)
 
     async def score(self, call: Call) -> None:
         request: protocol.Score = call.request
@@ -114,7 +114,7 @@ class Operations:
             job = ScoreJob(
                 request, name=arrival.name, peer=call.peer, tokens=tokens, owner=call.owner, room=room
             )
-            self._submit(job, arrival)
+            self._submit(job, arrival, call)
 
     def _logits_bytes(self, request: protocol.Score, tokens: int) -> int:
         """Of the reply's second frame. Raises Refused."""
@@ -209,12 +209,13 @@ class Operations:
 
     def _start_generation(
         self,
+        call: Call,
         arrival: Arrival,
         tokens: Sequence[int] | NDArray[np.int32],
         field: str,
         warnings: Sequence[tuple[str, str]] = (),
     ) -> None:
-        request = arrival.call.request
+        request: protocol.Generation = call.request
         if not len(tokens):
             bos = self._hearth.tokenizer.bos
             if bos is None:
@@ -235,15 +236,15 @@ class Operations:
             owner=arrival.owner,
         )
         job.warnings = [protocol.Warning_(code=code, message=message) for code, message in warnings]
-        self._submit(job, arrival)
+        self._submit(job, arrival, call)
 
-    def _submit(self, job: Job, arrival: Arrival) -> None:
+    def _submit(self, job: Job, arrival: Arrival, call: Call) -> None:
         if arrival.ended:  # while a thread was at work for it
             job.close()
             return
         self._check_open()
-        job.call = arrival.call
-        job.call.forget_request()
+        job.call = call
+        call.forget_request()
         self._scheduler.submit(job, arrival)
 
     def _name(self, request: Any) -> str:
@@ -380,7 +381,8 @@ class Operations:
 
     async def cancel(self, call: Call) -> None:
         """A client's own request; of an id that it has not used itself, whoever's that is. When its own has ended just
-        now, another client's request of the same id goes on."""
+        now, another client's request of the same id goes on. One in progress ends before the next step; what the
+        running step computes for others is theirs."""
         target = str(call.request.target)
         own = target in self._own.get(call.peer, ())
         chosen = [job for job in self._scheduler.jobs() if job.name == target and (job.peer == call.peer or not own)]
@@ -397,7 +399,7 @@ class Operations:
     # -- clients -----------------------------------------------------------------------------------------------------
 
     def deliver(self, job: Job, reply: protocol.Reply, body: Body | None) -> bool:
-        return job.call.reply(reply, body)
+        return job.call is not None and job.call.reply(reply, body)
 
     def client_gone(self, peer: bytes) -> None:
         self._own.pop(peer, None)

@@ -1,24 +1,33 @@
-"""Requests to steps: who has the next turn. Knows jobs and the engine, no sockets and no tokens.
+"""Requests to steps: who is in progress, who waits, and what becomes of each after a step. Knows jobs and the engine,
+no sockets and no tokens.
 
-Jobs in progress take turns one by one; a turn is a chunk of a prompt, a token, or a chunk to score, and one hop into
-the worker thread. Waiting requests start in the order of how little their client has in progress already. What waits is
-bounded, in requests and in bytes: when it is too much, the newest of the client that has most waiting gives way.
+A step carries everyone who is in progress: `steps` composes it, one hop into the worker thread runs it and lets each
+job take what came of its rows. Each has an outcome of its own; who ends in mid-step loses its own rows and nobody
+else's. Waiting requests start in the order of how little their client has in progress already. What waits is bounded,
+in requests and in bytes: when it is too much, the newest of the client that has most waiting gives way.
+
+    waits  --begins-->  in progress, its session is open  --has an end-->  delivered, its session is closed
+      |                          |
+      +----- is ended: at once   +----- is ended: when the step that runs has returned
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field
 
 import trio
 
 from . import protocol
 from .generation import Job
+from .model.turn import ContextFull, Interrupted, Outcome, StepFailed, Steps
+from .pace import Pace
 from .protocol import Body
+from .rates import Rates, Stepped
+from .steps import Composer, Step
 from .threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -33,48 +42,46 @@ class Busy(Exception):
     """No room for another waiting request."""
 
 
-class Rate:
-    """Tokens per second over the last second."""
+@dataclass
+class Turn:
+    """What came of one job's rows: replies for its client, or why there are none."""
 
-    def __init__(self) -> None:
-        self._marks: deque[tuple[float, float, int]] = deque()
-
-    def add(self, start: float, end: float, count: int) -> None:
-        self._marks.append((start, end, count))
-        self._forget(end)
-
-    def _forget(self, now: float) -> None:
-        while self._marks and self._marks[0][1] < now - 1.0:
-            self._marks.popleft()
-
-    def now(self) -> float:
-        moment = time.monotonic()
-        self._forget(moment)
-        if not self._marks:
-            return 0.0
-        return sum(mark[2] for mark in self._marks) / max(1.0, self._marks[-1][1] - self._marks[0][0])
+    replies: list[protocol.Reply] = field(default_factory=list)
+    error: Exception | None = None
 
 
 class Scheduler:
-    """One engine's turns. `deliver` sends a reply and says whether the client still takes any."""
+    """One engine's steps. `deliver` sends a reply and says whether the client still takes any.
 
-    def __init__(self, deliver: Deliver, *, sessions: int, queue: int, queue_bytes: int = QUEUE_BYTES) -> None:
+    sessions: jobs in progress at a time. step_seconds: what a step may take while answers run.
+    """
+
+    def __init__(
+        self,
+        deliver: Deliver,
+        *,
+        sessions: int,
+        queue: int,
+        step_seconds: float = 0.2,
+        queue_bytes: int = QUEUE_BYTES,
+    ) -> None:
         self._deliver = deliver
         self._sessions = sessions
         self._queue = queue
         self._queue_bytes = queue_bytes
-        self._engine: Any = None
-        self._active: deque[Job] = deque()
+        self._engine: Steps | None = None
+        self._pace = Pace(step_seconds)
+        self._active: list[Job] = []  # in the order in which they began
         self._waiting: list[Job] = []
-        self._current: Job | None = None  # whose turn it is, until all that it brought is delivered
         self._wake = trio.Event()
         self._idle = trio.Event()
         self._idle.set()
         self._limiter = trio.CapacityLimiter(1)
         self._untrimmed = False
-        self.on_prefill: Callable[[bool, int], None] = lambda running, tokens: None
-        self.prompt_rate, self.generate_rate = Rate(), Rate()
-        self.prompt_tokens = self.generated_tokens = self.turns = 0
+        self.running = False  # a step
+        self.on_step: Callable[[int, int], None] = lambda prompts, answers: None
+        self.rates = Rates()
+        self.turns = 0
 
     # -- what the control loop asks for ------------------------------------------------------------------------------
 
@@ -119,16 +126,16 @@ class Scheduler:
             self._waiting.remove(arrival)
             self._wake.set()
 
-    def use(self, engine: Any) -> None:
-        """The engine is there: turns may begin."""
+    def use(self, engine: Steps) -> None:
+        """The engine is there: steps may begin."""
         self._engine = engine
         self._wake.set()
 
     def jobs(self) -> list[Job]:
-        return ([self._current] if self._current else []) + list(self._active) + self._waiting
+        return self._active + self._waiting
 
     def end(self, job: Job, reason: str) -> None:
-        """End a job with a reason, also in the middle of its step."""
+        """End a job with a reason: one that waits at once, one in progress before the next step."""
         job.stop_reason = job.stop_reason or reason
         if job in self._waiting:
             self._waiting.remove(job)
@@ -145,108 +152,121 @@ class Scheduler:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    @property
-    def running(self) -> bool:
-        return self._current is not None
-
     async def until_idle(self) -> None:
         while self.jobs():
             await self._idle.wait()
 
-    # -- the turns ---------------------------------------------------------------------------------------------------
+    # -- the steps ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Runs as long as the daemon."""
+        while self._engine is None:
+            await self._rest(None)
+        composer = Composer(self._engine.batch, self._engine.n_vocab, self._pace)
         while True:
-            self._admit()
-            if self._engine is None or not self._active:
-                if not self.jobs():
-                    self._idle.set()
-                await self._rest()
-                continue
-            job = self._active.popleft()
-            self._current = job
-            try:
-                await self._turn(job)
-            finally:
-                self._current = None
-            if not job.ended:
-                self._active.append(job)
+            await self._drop()
+            await self._admit(self._engine)
+            step = composer.compose([job for job in self._active if not (job.ended or job.stop_reason)])
+            if step.parts:
+                await self._run(self._engine, step)
+            elif not self._active:
+                await self._rest(self._engine)
 
-    async def _rest(self) -> None:
+    async def _rest(self, engine: Steps | None) -> None:
         """Until there is something to do; after a while of nothing the engine's buffers are given back."""
+        if not self.jobs():
+            self._idle.set()
         self._wake = trio.Event()
-        if self._engine is not None and self._untrimmed:
+        if engine is not None and self._untrimmed:
+            self.on_step(0, 0)
             with trio.move_on_after(TRIM_SECONDS):
                 await self._wake.wait()
                 return
             self._untrimmed = False
-            await trio.to_thread.run_sync(self._engine.trim, limiter=self._limiter)
+            await in_thread(engine.trim, self._limiter)
         else:
             await self._wake.wait()
 
-    def _admit(self) -> None:
-        if self._engine is None:
-            return
+    async def _admit(self, engine: Steps) -> None:
+        """Jobs begin while there is room: their sessions are opened."""
+        begun = []
         while len(self._active) < self._sessions and (ready := [job for job in self._waiting if job.ready]):
             share = Counter(job.owner for job in self._active)
             job = min(ready, key=lambda waiting: share[waiting.owner])  # the first of equals
             self._waiting.remove(job)
             self._active.append(job)
+            begun.append(job)
 
-    async def _turn(self, job: Job) -> None:
-        if job.stop_reason:
-            self._finish(job, job.stop_reason)
-            return
-        before, generated, prefill = job.prompt_done, job.generated, job.in_prompt
+        def open_sessions() -> list[Turn]:
+            return [attempt(open_session, job, engine) for job in begun]
+
+        if begun:
+            for job, opened in zip(begun, await in_thread(open_sessions, self._limiter), strict=True):
+                if opened.error is not None:
+                    self._failed(job, opened.error)
+
+    async def _drop(self) -> None:
+        """Those that have an end, or have been given one, are in progress no more."""
+        if over := [job for job in self._active if job.ended or job.stop_reason]:
+
+            def close_sessions() -> None:
+                for job in over:
+                    job.close_session()
+
+            await in_thread(close_sessions, self._limiter)
+            for job in over:
+                if not job.ended:
+                    self._finish(job, job.stop_reason)
+                self._active.remove(job)
+
+    async def _run(self, engine: Steps, step: Step) -> None:
         start = time.monotonic()
-        job.started = job.started or start
-        if prefill:
-            self.on_prefill(True, min(len(job.prompt) - before, self._engine.batch))
+        for job in step.jobs:
+            job.started = job.started or start
+        before = [job.generated for job in step.jobs]
+        self.on_step(step.prompts, step.answers)
+        self.running = self._untrimmed = True
         try:
-            events = await in_thread(partial(self._work, job), self._limiter)
-        except Exception as error:
-            self._failed(job, error)
-            return
+            turns = await in_thread(lambda: carried(engine, step), self._limiter)
         finally:
-            if prefill:
-                self.on_prefill(False, 0)
-        self.turns += 1
-        self._untrimmed = True
+            self.running = False
         end = time.monotonic()
-        if count := job.prompt_done - before:
-            self.prompt_tokens += count
-            self.prompt_rate.add(start, end, count)
-        if (count := job.generated - generated) and not prefill:
-            self.generate_rate.add(start, end, count)
-        self.generated_tokens += job.generated - generated
-        for event in events:
-            if not job.ended and not self._deliver(job, event, None):
+        self.turns += 1
+        self._pace.note(step.answers, step.rows, end - start)
+        chosen = sum(job.generated for job in step.jobs) - sum(before)
+        self.rates.step(
+            Stepped(start, end, prompt_rows=step.prompts, answer_rows=step.answers, chosen=chosen, parts=len(step.jobs))
+        )
+        for job, turn in zip(step.jobs, turns, strict=True):
+            self._tell(job, turn)
+        self._active = [job for job in self._active if not job.ended]
+
+    def _tell(self, job: Job, turn: Turn) -> None:
+        """A job's client hears what came of its rows."""
+        if turn.error is not None:
+            self._failed(job, turn.error)
+            return
+        for reply in turn.replies:
+            if not self._deliver(job, reply, None) and not job.ended:
                 job.stop_reason = job.stop_reason or "gone"
-            elif job.ended:
-                self._deliver(job, event, None)
         if job.ended:
             self._finish(job, job.ended)
-        elif job.stop_reason:
+        elif job.stop_reason and job.session is None:
             self._finish(job, job.stop_reason)
-
-    def _work(self, job: Job) -> list[protocol.Reply]:
-        if job.session is None:
-            job.session = self._engine.new_session()
-        return job.turn(self._engine)
 
     def _failed(self, job: Job, error: Exception) -> None:
-        kind = type(error).__name__
         if job.stop_reason:
             self._finish(job, job.stop_reason)
-        elif kind == "ContextFull":
-            if job.generated:
-                self._finish(job, "context")
-            else:
-                self._fail(job, "too-long", str(error))
+        elif isinstance(error, ContextFull) and job.generated:
+            self._finish(job, "context")
+        elif isinstance(error, ContextFull):
+            self._fail(job, "too-long", str(error))
+        elif isinstance(error, Interrupted):
+            self._finish(job, "stopping")
         else:
-            log.error("request %s failed: %s", job.name, error, exc_info=kind != "StepFailed")
-            self._fail(job, "failed", str(error) or kind)
+            known = isinstance(error, StepFailed)
+            log.error("request %s failed: %s", job.name, error, exc_info=None if known else error)
+            self._fail(job, "failed", str(error) or type(error).__name__)
 
     def _fail(self, job: Job, code: str, message: str) -> None:
         job.ended = code
@@ -261,3 +281,40 @@ class Scheduler:
             reply, body = job.finish(reason)
             self._deliver(job, reply, body)
         job.close()
+
+
+# What runs in the worker thread.
+
+
+def attempt(act: Callable[..., list[protocol.Reply]], *given: object) -> Turn:
+    try:
+        return Turn(act(*given))
+    except Exception as error:
+        return Turn(error=error)
+
+
+def open_session(job: Job, engine: Steps) -> list[protocol.Reply]:
+    job.session = engine.new_session()
+    return []
+
+
+def carried(engine: Steps, step: Step) -> list[Turn]:
+    """Run the step; each job takes what came of its rows. Sessions that are not needed any more are closed."""
+    outcomes = stepped(engine, step)
+    turns = []
+    for job, outcome in zip(step.jobs, outcomes, strict=True):
+        if outcome.error is not None:
+            turns.append(Turn(error=outcome.error))
+        else:  # the rows of a job that was ended meanwhile are dropped
+            turns.append(Turn() if job.stop_reason else attempt(job.take, outcome))
+        if job.ended or job.stop_reason or turns[-1].error is not None:
+            job.close_session()
+    return turns
+
+
+def stepped(engine: Steps, step: Step) -> list[Outcome]:
+    """Of its own, so that no frame which an error's traceback keeps knows the error, too: see `threads`."""
+    try:
+        return engine.step(step.parts)
+    except Exception as error:  # the engine closes, or is broken: nobody's rows were computed
+        return [Outcome(error=error)] * len(step.parts)

@@ -67,7 +67,12 @@ class Service:
                 bindings.append(Binding(endpoint))
             hearth = self._hearth = self._open_hearth(config)
             async with keys.answering(context):
-                self._scheduler = Scheduler(self._deliver, sessions=config.sessions, queue=config.queue)
+                self._scheduler = Scheduler(
+                    self._deliver,
+                    sessions=config.sessions,
+                    queue=config.queue,
+                    step_seconds=config.step_ms / 1000,
+                )
                 self._control = Control(context, bindings[0], keys.secure)
                 self._telemetry = Telemetry(context, bindings[1], keys.secure, hearth, self._scheduler)
                 self._endpoints = (control_endpoint, telemetry_endpoint)
@@ -129,7 +134,7 @@ class Service:
             gc.freeze()  # what has been made stays
             gc.enable()  # the command line turned it off
             self._tell_warnings()  # of the tokenizer, the template, placement and the trace
-            self._scheduler.on_prefill = hearth.prefill
+            self._scheduler.on_step = hearth.step_begins
             self._scheduler.use(hearth.engine)
             nursery.start_soon(self._scheduler.run)
             nursery.start_soon(keep, "following processors", partial(hearth.follow, telemetry.tending.say))
@@ -242,6 +247,8 @@ class Service:
         with trio.move_on_after(self._config.drain_seconds):
             await self._scheduler.until_idle()
         self._scheduler.end_all("stopping")
+        if self._scheduler.running:  # the step that runs carries nobody any more
+            await trio.to_thread.run_sync(self._hearth.engine.close)
         with trio.move_on_after(FLUSH_SECONDS + self._config.drain_seconds):
             await self._scheduler.until_idle()
         await self._control.flushed(FLUSH_SECONDS)

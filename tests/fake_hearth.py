@@ -13,7 +13,7 @@ import numpy as np
 import trio
 from hearthd.daemon import protocol
 from hearthd.daemon.config import Config
-from hearthd.daemon.model.sampling import Choice, choose
+from hearthd.daemon.model.sampling import Choice
 from hearthd.daemon.model.template import Prompt
 from hearthd.daemon.model.turn import ContextFull, Interrupted, Outcome, Part, StepFailed
 
@@ -83,13 +83,11 @@ class Engine:
         logits = np.full((len(part.tokens), VOCABULARY), -10.0, dtype=np.float32)
         logits[np.arange(len(part.tokens)), (part.tokens + 1) % VOCABULARY] = 10.0
         if part.sampler is not None:
-            (found,) = choose(None, logits[-1:], [(0, part.sampler, session.length)])
-            return Outcome(choice=found) if isinstance(found, Choice) else Outcome(error=found)
+            return Outcome(choice=Choice(int(logits[-1].argmax())))
         return Outcome(logits=None if part.want == "none" else logits if part.want == "all" else logits[-1:])
 
     def close(self) -> None:
         self._stop.set()
-        assert self.open_sessions == 0
 
 
 class Tokenizer:
@@ -114,23 +112,14 @@ class Tokenizer:
         return ""
 
 
-class Choice:
-    logprob = -0.5
-
-    def __init__(self, token: int) -> None:
-        self.token = token
-        self.alternatives: list[tuple[int, float]] = []
-
-
 class Sampler:
+    """What is likeliest; there is nothing to remember."""
+
     def begin(self, prompt: np.ndarray) -> None:
         pass
 
     def accept(self, token: int) -> None:
         pass
-
-    def sample(self, logits: np.ndarray) -> Choice:
-        return Choice(int(logits.argmax()))
 
 
 class Template:
@@ -169,7 +158,7 @@ class Hearth:
     def begin(self, on_event: Any) -> None:
         pass
 
-    def prefill(self, running: bool, tokens: int = 0) -> None:
+    def step_begins(self, prompts: int, answers: int) -> None:
         pass
 
     def warmed(self) -> bool:
@@ -211,6 +200,7 @@ class Hearth:
 
     def close(self) -> None:
         self._made.close()
+        assert self._made.open_sessions == 0
 
 
 if __name__ == "__main__":

@@ -446,17 +446,17 @@ def test_pauses_between_tries_grow_to_an_hour(houses: Any) -> None:
     assert known.look(state, 0.0) == [("readable", "span 3 can be read again")] and known.known.sum() == 1
 
 
-async def test_the_window_goes_with_the_prefill_and_the_sweep_waits(houses: Any) -> None:
+async def test_the_window_goes_with_a_prompt_s_rows_and_the_sweep_waits(houses: Any) -> None:
     house = houses(budget=11 * MIB)
     house.residency.begin()
     await house.until(house.residency.warmer.dense_done)
-    house.residency.prefill_started(512)
+    house.residency.step_begins(512, 0)
     house.queue.progress(0)
     await house.until(house.queue.idle)
     chosen = house.table.expert >= 0
     experts_of = [house.spans.state[(house.table.layer == layer) & chosen] for layer in range(LAYERS)]
     assert [bool((state == READY).all()) for state in experts_of] == [True, True, True, False]
-    house.residency.prefill_finished()
+    house.residency.step_begins(0, 0)
 
 
 def test_heat_decays_orders_and_says_when_it_is_no_use() -> None:

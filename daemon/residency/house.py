@@ -29,6 +29,7 @@ from .lookahead import EVERY, Lookahead
 from .orders import Orders
 from .placement import Placement
 from .selection import select_spans
+from .start_line import said_at_start
 from .text import gib
 from .unreadable import Unreadable
 from .warmer import Warmer
@@ -85,7 +86,7 @@ class Residency:
         self.on_event: Callable[[protocol.EventNow], None] | None = None
         self.tending = Tending(self._say)
         self._begun = False
-        self._prefilling = False
+        self._reading = False  # the step has rows of prompts
         self._at_rest = False  # what is to be there is there
         self._tokens_since_plan = 0.0
         self._tokens = 0.0
@@ -191,7 +192,7 @@ class Residency:
             warmed = self.warmed()
             self._update_state()
             unfinished = not self.warmer.done() or not self.warmer.fits(self.budget.bytes)
-            if self._tokens_since_plan >= REPLAN_TOKENS and unfinished and not self._prefilling:
+            if self._tokens_since_plan >= REPLAN_TOKENS and unfinished and not self._reading:
                 self._tokens_since_plan = 0.0
                 self.warmer.plan(self.budget.bytes)
             self._resting = self._idle(warmed)
@@ -212,7 +213,7 @@ class Residency:
 
         warmed: when the state was decided; what has become warm since is to be told at the next tick.
         """
-        moving = self._prefilling or self._generating or self._warm_rate > 0
+        moving = self._reading or self._generating or self._warm_rate > 0
         moving = moving or any(row["waiting"] for row in self._queue.stats().values()) or self.arena.taken() > 0
         self._quiet = 0 if moving else self._quiet + 1
         return self._quiet > (0 if warmed else QUIET_TICKS)
@@ -247,7 +248,7 @@ class Residency:
     async def _bring_home(self) -> None:
         """What was read apart while the model was cold moves into the mapping, when nothing else wants the disk."""
         while True:
-            quiet = self._at_rest and not self._prefilling
+            quiet = self._at_rest and not self._reading
             started = trio.current_time()
             moved = await trio.to_thread.run_sync(self.arena.bring_home, self.keeper) if quiet else 0
             spent = trio.current_time() - started
@@ -279,11 +280,11 @@ class Residency:
         if self._recorder is not None:
             self._recorder.note(self.populated_bytes(), self.expert_room())
         self._tokens += tokens
-        if tokens and not self._prefilling:
+        if tokens and not self._reading:
             self._all_tokens += tokens
             self._look_ahead()
         self._tokens_since_plan += tokens
-        self._generating = (tokens > 0 or self._running()) and not self._prefilling
+        self._generating = (tokens > 0 or self._running()) and not self._reading
         now, read = time.monotonic(), self.populated_bytes()
         self._rates = [(t, b) for t, b in self._rates if now - t < 1.0] + [(now, read)]
         span = now - self._rates[0][0]
@@ -397,7 +398,7 @@ class Residency:
         resident = int(self.ledger.now.resident.sum())
         if self.warmer.dense_done():
             keeper.lock_dense(self.warmer.dense, int(self.budget.bytes * LOCK_SHARE))
-        if not self._prefilling and not self._running():
+        if not self._reading and not self._running():
             lost = keeper.decayed()
             if len(lost) and (self._options.warm != "off" or (self.warmer.expert[lost] < 0).any()):
                 if self._options.warm == "off":
@@ -426,7 +427,7 @@ class Residency:
         assert placement is not None
         while True:
             left = await trio.to_thread.run_sync(placement.copy_ready)
-            if not self._prefilling and await trio.to_thread.run_sync(placement.look):
+            if not self._reading and await trio.to_thread.run_sync(placement.look):
                 await trio.to_thread.run_sync(placement.repair)
                 even = not self.heat.verdict()[0]
                 done = await trio.to_thread.run_sync(placement.follow, self.heat.counts, even)
@@ -458,14 +459,12 @@ class Residency:
 
     # -- what the service tells and asks -----------------------------------------------------------------------------
 
-    def prefill_started(self, tokens: int | None = None) -> None:
-        self._prefilling = True
-        self.warmer.prefill(True, tokens)
-        self._wake_up()
-
-    def prefill_finished(self) -> None:
-        self._prefilling = False
-        self.warmer.prefill(False)
+    def step_begins(self, prompts: int, answers: int) -> None:
+        """So many rows of prompts and of answers; none at all: nothing is to be done for now."""
+        self._reading = prompts > 0
+        self.warmer.step_begins(prompts, answers)
+        if prompts:
+            self._wake_up()
 
     def warmed(self) -> bool:
         """Nothing of the plan is missing any more."""
@@ -533,26 +532,7 @@ class Residency:
         measured when the dense spans had come; until then, of now."""
         if self._start_line:
             return self._start_line
-        seen = self.ledger.now
-        dense, experts = self.census["dense"]["bytes"], self.census["expert"]["bytes"]
-        seconds = self.warmer.progress()["dense_seconds"]
-        parts = [f"dense {gib(dense)} " + (f"populated in {seconds:.2f} s" if seconds else "being populated")]
-        if not experts:
-            parts.append("no experts")
-        elif self._options.experts == "eager":
-            parts.append(f"experts {gib(experts)} populated at once")
-        elif not seen.measured_at:
-            parts.append(f"experts {gib(experts)}, not measured yet")
-        elif seen.unknown_reason:
-            parts.append(f"experts {gib(experts)}, how much of them is deferred is unknown")
-        else:
-            chosen = self.warmer.expert >= 0
-            parts.append(f"experts deferred {gib(experts - int(seen.resident[chosen].sum()))}")
-        how = {"off": "not warming", "before-ready": "warming before ready"}.get(self._options.warm, "")
-        how = how or "warming in background"
-        if self._options.warm == "auto" and not self.warmer.fits(self.budget.bytes):
-            how = f"warming {self.warmer.scope}"
-        return ", ".join(parts) + f", {how} (budget {gib(self.budget.bytes)})"
+        return said_at_start(self.census, self.ledger.now, self.warmer, self._options, self.budget.bytes)
 
     async def residency_by(self, by: str) -> dict[str, Any]:
         """Rows by role, layer, node or tensor, measured now."""

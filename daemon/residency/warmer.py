@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from .arena import SINGLE
 from .heat import Heat
 
-WINDOW_LAYERS = 2  # how far the cursor runs ahead of the prefill
-LIKELY = 0.5  # chance of being used in this prefill from which on the cursor takes an expert along
+WINDOW_LAYERS = 2  # how far the cursor runs ahead of a step with rows of prompts
+LIKELY = 0.5  # chance of being used in this step from which on the cursor takes an expert along
 FILL = 0.97  # of the budget: what the sweep fills, so that a demand does not evict at once
 GENERATING_RATE = 0.35  # share of the best disk rate seen that the sweep may use beside running answers
 TIGHT_RATE = 1.0e6  # bytes per second
@@ -66,7 +66,7 @@ class Warmer:
         self.dense_seconds = 0.0
         self.finished_seconds = 0.0
         self.best_rate = 0.0
-        self._prefilling = False
+        self._reading = False  # the step has rows of prompts
         self._roomy = True
         self._as_asked = False  # no expert is planned
         self._admitted = 0
@@ -107,7 +107,7 @@ class Warmer:
     def _set_cover(self, budget: int) -> None:
         """Whole blocks where everything is wanted in the end; exact ranges where single experts must be given back."""
         self._roomy = self.warms_all(budget)
-        if not self._prefilling:
+        if not self._reading:
             self._set_usual_cover()
 
     def _set_usual_cover(self) -> None:
@@ -178,7 +178,7 @@ class Warmer:
         self._left_out[ids] |= self.planned[ids]
         self.asked[ids] = self.planned[ids] = False
         self._queue.cancel(SWEEP)
-        if not self._prefilling:  # a prompt that is being read asks for what it needs
+        if not self._reading:  # a prompt that is being read asks for what it needs
             self._queue.cancel(CURSOR)
             self._queue.submit(CURSOR, self._not_left(self._whole))
 
@@ -199,19 +199,15 @@ class Warmer:
         """The spans' states at one moment: workers change them all the time."""
         return np.array(self._spans.state)
 
-    def prefill(self, running: bool, tokens: int | None = None) -> None:
-        """While a prompt is read, the cursor's window goes with it and the sweep waits."""
-        self._prefilling = running
-        if not running:
-            if self.experts != "eager" and self._settled()[self._not_left(self._whole)].all():
-                self._queue.cancel(CURSOR)
-            if self._roomy:
-                self._set_usual_cover()
-            self._queue.resume()
+    def step_begins(self, prompts: int, answers: int) -> None:
+        """While a step has rows of prompts, the cursor's window goes with it and the sweep waits."""
+        before, self._reading = self._reading, prompts > 0
+        asked_only = self.warm == "off" or self.experts == "eager"
+        if not prompts or asked_only or bool(self._settled()[self.expert_ids].all()):
+            if before:
+                self._stay_behind()
             return
-        if self.warm == "off" or self.experts == "eager" or bool(self._settled()[self.expert_ids].all()):
-            return
-        chance = self._heat.chance(tokens or 512)
+        chance = self._heat.chance(prompts + answers)
         # In the last layer only the rows that want logits choose (lowering.select_early).
         chance[self._last_layer] = self._heat.chance(1)[self._last_layer]
         ids = self._not_left(self.expert_ids)
@@ -226,6 +222,14 @@ class Warmer:
             self._read_apart(() if nearly_all else (*SINGLE, CURSOR))
         self._queue.set_plan(likely, WINDOW_LAYERS)
         self._queue.pause((SWEEP,))
+
+    def _stay_behind(self) -> None:
+        """No step is to be run ahead of."""
+        if self.experts != "eager" and self._settled()[self._not_left(self._whole)].all():
+            self._queue.cancel(CURSOR)
+        if self._roomy:
+            self._set_usual_cover()
+        self._queue.resume()
 
     def brake(self, generating: bool) -> None:
         """Beside running answers the sweep takes only a share of the disk, and hardly any where memory is short: what
