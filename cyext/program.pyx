@@ -65,6 +65,11 @@ cdef class Teams:
         if self.handle is NULL:
             raise MemoryError("no threads to be had")
 
+    @property
+    def pointer(self):
+        """The hd_teams, for other modules of this package; 0 once closed."""
+        return <uintptr_t>self.handle
+
     def close(self):
         """End the threads. No program that uses them may run any more."""
         hd_teams_free(self.handle)

@@ -30,6 +30,7 @@ PARTS_LIMIT = 1 << 15  # values of a chat: messages, their fields, tools, argume
 DEPTH_LIMIT = 64  # of lists and objects in what a template gets
 STRUCTURE_LIMIT = 256 << 10  # bytes of a chat that are not in its strings: brackets, commas, numbers
 SELECTED_LIMIT = 4096  # layers, experts
+BIASES_LIMIT = 4096  # tokens with a bias
 LOGITS_LIMIT = 24 << 20  # bytes of the logits frame of one reply
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -66,9 +67,21 @@ class Sampling(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=T
     repeat_last: Annotated[
         int, Meta(ge=-1, le=1 << 24, description="so many last tokens are penalised; -1: all")
     ] = 64
+    presence_penalty: Annotated[
+        float, Meta(ge=-100, le=100, description="taken from the logits of tokens that the answer has already; 0: off")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, Meta(ge=-100, le=100, description="taken from them once for each time that the answer has them; 0: off")
+    ] = 0.0
+    logit_bias: Annotated[
+        dict[
+            Annotated[int, Meta(ge=0, le=(1 << 31) - 1)], Annotated[float, Meta(ge=-1_000_000, le=1_000_000)]
+        ],
+        Meta(max_length=BIASES_LIMIT, description="added to the logits of token ids, after the penalties"),
+    ] = {}
     seed: Annotated[
         Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None,
-        Meta(description="the same seed, the same answer; none: another one each time"),
+        Meta(description="the same seed, the same draws at the same places; none: others each time"),
     ] = None
     logprobs: Annotated[
         int, Meta(ge=0, le=100, description="so many alternatives are told with every token; 0: no log-probabilities")

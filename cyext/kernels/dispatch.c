@@ -51,6 +51,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
      (t)->to_f32 = hd_to_f32_##isa, (t)->rope = hd_rope_##isa)
 #define ATTEND(t, isa) ((t)->attend = hd_attend_##isa, (t)->attend_scratch = hd_attend_scratch_##isa)
 #define DELTA(t, isa) ((t)->delta = hd_delta_##isa)
+#define SCAN(t, isa) ((t)->scan = &hd_scan_##isa)
 #define PRODUCTS(t, isa) \
     ((t)->product = product_##isa, (t)->product_scratch = scratch_##isa, (t)->act_for = act_for_##isa)
 #define UNPACKERS(t, isa) memcpy((t)->unpack, hd_unpackers_##isa, sizeof hd_unpackers_##isa)
@@ -72,16 +73,16 @@ static void fill(void) {
         if (i == LEVEL_C) {
             t->panel = HD_GEMM_PANEL;
             t->act_bytes = hd_act_bytes, t->act_pack = hd_act_pack_c;
-            UNPACKERS(t, c), PRODUCTS(t, c), VECTORS(t, c), ATTEND(t, c), DELTA(t, c);
+            UNPACKERS(t, c), PRODUCTS(t, c), VECTORS(t, c), ATTEND(t, c), DELTA(t, c), SCAN(t, c);
         }
 #if defined(__x86_64__)
         if (i == LEVEL_AVX2) {
             t->act_pack = hd_act_pack_avx2;
-            UNPACKERS(t, avx2), PRODUCTS(t, avx2), VECTORS(t, avx2), ATTEND(t, avx2), DELTA(t, avx2);
+            UNPACKERS(t, avx2), PRODUCTS(t, avx2), VECTORS(t, avx2), ATTEND(t, avx2), DELTA(t, avx2), SCAN(t, avx2);
         }
         if (i == LEVEL_AVX512) {
             t->act_pack = hd_act_pack_avx512;
-            UNPACKERS(t, avx512), PRODUCTS(t, avx512), VECTORS(t, avx512), ATTEND(t, avx512), DELTA(t, avx512);
+            UNPACKERS(t, avx512), PRODUCTS(t, avx512), VECTORS(t, avx512), ATTEND(t, avx512), DELTA(t, avx512), SCAN(t, avx512);
         }
         /* Nothing of its own with BF16: the panels of bytes are faster (twice the rate of VDPBF16PS) and keep more. */
         if (i == LEVEL_AMX) PRODUCTS(t, amx);

@@ -2,6 +2,7 @@
  * Nothing here allocates, locks or knows of threads; the caller shares rows out and brings the scratch memory. */
 #pragma once
 #include "delta.h"
+#include "scan.h"
 #include "types.h"
 
 /* How a product wants its activations. Packed once per input row, then shared by every product that reads it. */
@@ -64,6 +65,9 @@ typedef struct hd_kernels {
 
     /* --- recurrence --- */
     void (*delta)(const hd_delta *d);
+
+    /* --- logits --- */
+    const hd_scan *scan;
 
     /* --- vectors of n floats --- */
     void (*rms_norm)(float *out, const float *x, const float *weight, int64_t n, float eps);  /* weight may be NULL */

@@ -1,26 +1,28 @@
 """From logits to the next token: penalties, filters, a seeded draw, log-probabilities, stop strings.
 
-Owns one request's sampling state. It does not change the logits that it is given, and log-probabilities are always
-those of the model's own distribution, before temperature, penalties and filters.
+Owns what a request's parameters mean and what is said of bad ones; the arithmetic is cyext.sampling's, without the GIL. It
+does not change the logits that it is given, and log-probabilities are always those of the model's own distribution, before
+temperature, penalties and filters.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from hearthd.cyext import sampling as cy
 
 from ..protocol import Sampling
 
 if TYPE_CHECKING:
+    from hearthd.cyext.program import Teams
     from numpy.typing import NDArray
 
-_FIRST_CANDIDATES = 512  # how many of the likeliest are sorted first when only top-p bounds their number
+    Mask = NDArray[np.uint32]  # a bit per token: bit i % 32 of word i // 32, 1 where token i may come
 
 
 class SamplingError(ValueError):
@@ -43,155 +45,132 @@ class Choice:
 class Sampler:
     """One request's sampler.
 
-    The order is llama.cpp's: repetition penalty, top-k, top-p, min-p, temperature, draw. Zero or less switches top-k
-    off, 1 top-p, 0 min-p, 1 the penalty. Among equal logits the lower id counts as likelier. The same seed and logits
-    give the same tokens (Python's `random.Random`, one number a draw).
+    The order: repetition penalty, frequency and presence penalties, logit bias, forbidden tokens and mask, top-k, top-p,
+    min-p, temperature, draw. It is llama.cpp's, but for the bias, which there comes before the penalties: so a bias is worth
+    what it says, whatever was there. The repetition penalty counts the last `repeat_last` tokens, prompt and answer;
+    frequency and presence count what was chosen (OpenAI's definition; llama.cpp counts the same last tokens for all three).
+    Zero or less switches top-k off, 1 top-p, 0 min-p, 1 the repetition penalty. Among equal logits the lower id counts as
+    likelier.
+
+    The draw is by seed and position alone (Philox, one number a position): a request that is computed again from anywhere
+    draws the same.
     """
 
-    def __init__(self, sampling: Sampling, n_vocab: int, *, forbidden: Collection[int] = ()) -> None:
-        """`forbidden` tokens are never chosen (for ignore_eos: the tokenizer's end_of_generation).
+    def __init__(
+        self, sampling: Sampling, n_vocab: int, *, forbidden: Collection[int] = (), isa: str | None = None
+    ) -> None:
+        """`forbidden` tokens are never chosen (for ignore_eos: the tokenizer's end_of_generation). isa: the instruction
+        set of the arithmetic (None: HEARTHD_ISA, else the best).
 
         Raises SamplingError for a parameter out of range.
         """
-        _check(sampling)
+        _check(sampling, n_vocab)
         self.n_vocab = n_vocab
         self.seed: int = sampling.seed if sampling.seed is not None else random.SystemRandom().getrandbits(32)
-        self._sampling = sampling
-        self._greedy = sampling.temperature == 0 or sampling.top_k == 1 or sampling.top_p == 0
-        self._random = random.Random(self.seed)
-        self._forbidden = np.array(sorted(token for token in forbidden if 0 <= token < n_vocab), dtype=np.int64)
-        self._recent: _Recent | None = None
-        if sampling.repeat_penalty != 1 and sampling.repeat_last:
-            self._recent = _Recent(n_vocab, sampling.repeat_last)
+        self.told = sampling.logprobs > 0  # whether choices come with log-probabilities
+        self.inner = cy.Sampler(
+            n_vocab,
+            top_k=max(sampling.top_k, 0),
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            temperature=sampling.temperature,
+            greedy=sampling.temperature == 0 or sampling.top_k == 1 or sampling.top_p == 0,
+            repeat=sampling.repeat_penalty,
+            repeat_last=sampling.repeat_last,
+            presence=sampling.presence_penalty,
+            frequency=sampling.frequency_penalty,
+            seed=self.seed & (1 << 64) - 1,
+            likeliest=sampling.logprobs,
+            bias=sampling.logit_bias,
+            forbidden=sorted({token for token in forbidden if 0 <= token < n_vocab}),
+            isa=isa,
+        )
+        self._mask: Mask | None = None
+        self._ask: Callable[[int], Mask | None] | None = None
 
     def begin(self, prompt: NDArray[np.int32]) -> None:
         """Tell of the prompt's tokens [n], for the repetition penalty."""
-        if self._recent is not None:
-            self._recent.begin(prompt)
+        self.inner.begin(np.ascontiguousarray(prompt, dtype=np.int32))
 
     def accept(self, token: int) -> None:
-        """Tell of a chosen token, for the repetition penalty. `sample` does not do it."""
-        if self._recent is not None:
-            self._recent.add(token)
+        """Tell of a chosen token, for the penalties. Choosing does not do it."""
+        self.inner.accept(token)
 
-    def sample(self, logits: NDArray[np.float32]) -> Choice:
-        """Choose from logits [n_vocab]. Raises SamplingError if any is not finite or their number is wrong."""
-        if logits.shape != (self.n_vocab,):
-            raise SamplingError(f"logits of shape {logits.shape} for a vocabulary of {self.n_vocab}")
-        top = int(logits.argmax())  # a NaN, where there is one
-        if not math.isfinite(logits[top]) or not math.isfinite(logits.min()):
-            bad = int(np.flatnonzero(~np.isfinite(logits))[0])
-            raise SamplingError(
-                f"the model gave {logits[bad]} as logit of token {bad}: no token can be chosen from that"
-            )
-        adjusted = self._adjusted(logits)
-        if adjusted is not logits:
-            top = int(adjusted.argmax())
-        token = top if self._greedy else self._draw(adjusted, top)
-        count = self._sampling.logprobs
-        if count <= 0:
-            return Choice(token)
-        total = log_sum_exp(logits)
-        best = _likeliest(logits, min(count, self.n_vocab))
-        return Choice(token, float(logits[token]) - total, [(int(i), float(logits[i]) - total) for i in best])
+    def set_mask(self, words: Mask | None) -> None:
+        """From now on only tokens whose bit is set may come; None: all. Words: uint32 [n_vocab / 32, rounded up]."""
+        self._mask = None if words is None else self._checked(words)
 
-    def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits after the repetition penalty (Keskar et al. 2019, CTRL, section 4.1) and without forbidden tokens."""
-        penalty = self._sampling.repeat_penalty
-        seen = self._recent.seen() if self._recent is not None else self._forbidden[:0]
-        if not seen.size and not self._forbidden.size:
-            return logits
-        adjusted = logits.copy()
-        if seen.size:
-            values = adjusted[seen].astype(np.float64)
-            limit = np.finfo(np.float32).max  # a wild penalty must not make infinities
-            adjusted[seen] = np.clip(np.where(values > 0, values / penalty, values * penalty), -limit, limit)
-        adjusted[self._forbidden] = -np.inf
-        return adjusted
+    def constrain(self, ask: Callable[[int], Mask | None] | None) -> None:
+        """Before each choice `ask` is called with the position, and answers the mask for it (None: as set_mask says).
 
-    def _draw(self, logits: NDArray[np.float32], top: int) -> int:
-        tokens = self._candidates(logits, top)
-        kept = logits if tokens is None else logits[tokens]
-        with np.errstate(over="ignore", divide="ignore"):  # towards temperature zero it becomes greedy
-            sums = _weights(kept, float(logits[top]), self._sampling.temperature)
-        np.cumsum(sums, out=sums)
-        # Strictly below the sum, else rounding could end at a last token of weight zero.
-        drawn = min(self._random.random() * sums[-1], np.nextafter(sums[-1], 0))
-        at = int(np.searchsorted(sums, drawn, side="right"))
-        return at if tokens is None else int(tokens[at])
+        On the step's thread; what it raises is the SamplingError of this row."""
+        self._ask = ask
 
-    def _candidates(self, logits: NDArray[np.float32], top: int) -> NDArray[np.int64] | None:
-        """The tokens that the filters leave; None for all."""
-        sampling = self._sampling
-        highest = float(logits[top])
-        everything = 0.0
-        if 0 < sampling.top_k < self.n_vocab:
-            tokens = _likeliest(logits, sampling.top_k)
-        elif sampling.min_p > 0:
-            # The share kept by top-p is one of all, so the sum is made before min-p drops most of them.
-            everything = float(_weights(logits, highest).sum()) if sampling.top_p < 1 else 0.0
-            tokens = _descending(logits, np.flatnonzero(logits >= highest + math.log(sampling.min_p)))
-        else:
-            return self._nucleus(logits, highest) if sampling.top_p < 1 else None
-        weights = _weights(logits[tokens], highest)
-        keep = len(tokens)
-        if sampling.top_p < 1:
-            keep = _share(weights, sampling.top_p * (everything or float(weights.sum())))
-        if sampling.min_p > 0:
-            keep = min(keep, int(np.count_nonzero(weights >= sampling.min_p)))
-        return tokens[: max(keep, 1)]
+    def mask(self, position: int) -> Mask | None:
+        """The mask for the token of a position. Raises SamplingError."""
+        if self._ask is None:
+            return self._mask
+        try:
+            words = self._ask(position)
+            return self._mask if words is None else self._checked(words)
+        except Exception as error:
+            raise SamplingError(f"no mask for the token at {position}: {error}") from error
 
-    def _nucleus(self, logits: NDArray[np.float32], highest: float) -> NDArray[np.int64]:
-        """Top-p alone (Holtzman et al. 2020): a few of the likeliest if they reach the share, else all are sorted."""
-        wanted = self._sampling.top_p * float(_weights(logits, highest).sum())
-        tokens = _likeliest(logits, _FIRST_CANDIDATES)
-        weights = _weights(logits[tokens], highest)
-        if len(tokens) == self.n_vocab or weights.sum() >= wanted:
-            return tokens[: _share(weights, wanted)]
-        # Values sort much faster than indices do; the last value kept then tells the tokens.
-        values = np.sort(logits)[::-1]
-        keep = _share(_weights(values, highest), wanted)
-        above = np.flatnonzero(logits > values[keep - 1])
-        return np.concatenate((above, np.flatnonzero(logits == values[keep - 1])[: keep - len(above)]))
+    def _checked(self, words: Mask) -> Mask:
+        if words.dtype != np.uint32 or words.shape != ((self.n_vocab + 31) // 32,):
+            raise ValueError(f"a mask of {words.dtype} {words.shape} for {self.n_vocab} tokens")
+        return np.ascontiguousarray(words)
+
+    def sample(self, logits: NDArray[np.float32], position: int) -> Choice:
+        """Choose the token of a position from logits [n_vocab], in this thread. Raises SamplingError."""
+        (found,) = choose(None, logits[None], [(0, self, position)])
+        if isinstance(found, SamplingError):
+            raise found
+        return found
 
 
 def choose(
-    teams: Any, logits: NDArray[np.float32], picks: Sequence[tuple[int, Sampler, int]]
+    teams: Teams | None, logits: NDArray[np.float32], picks: Sequence[tuple[int, Sampler, int]]
 ) -> list[Choice | SamplingError]:
-    """For each (row of logits, sampler, position of the token that is chosen) a choice, or why there is none."""
-    found: list[Choice | SamplingError] = []
-    for row, sampler, _ in picks:
+    """For each (row of logits, sampler, position of the token that is chosen) a choice, or why there is none.
+
+    logits: [rows, n_vocab]. Rows are shared out by the teams, who run nothing else meanwhile; without teams they are done
+    in this thread. What is chosen from a row does not depend on them, nor on other rows.
+    """
+    found: list[Choice | SamplingError | None] = []
+    asked = []
+    for row, sampler, position in picks:
         try:
-            found.append(sampler.sample(logits[row]))
+            if logits.shape[1] != sampler.n_vocab:
+                raise SamplingError(f"{logits.shape[1]} logits for a vocabulary of {sampler.n_vocab}")
+            asked.append((row, sampler.inner, position, sampler.mask(position)))
+            found.append(None)
         except SamplingError as error:
             found.append(error)
-    return found
+    chosen = iter(cy.choose(teams, logits, asked) if asked else ())
+    return [
+        _outcome(sampler, logits[row], *next(chosen)) if one is None else one
+        for one, (row, sampler, _) in zip(found, picks, strict=True)
+    ]
 
 
-class _Recent:
-    """Which tokens are among the last ones: counts by token, so that a long look back costs a step no more."""
-
-    def __init__(self, n_vocab: int, last: int) -> None:
-        self._last = last  # negative: all
-        self._order: deque[int] = deque()  # the last ones, oldest first; empty where all count
-        self._counts = np.zeros(n_vocab + 1, dtype=np.int64)  # one more for what has no logit
-
-    def begin(self, tokens: NDArray[np.int32]) -> None:
-        kept = np.minimum(tokens[-self._last if self._last > 0 else 0 :], len(self._counts) - 1)
-        self._counts += np.bincount(kept, minlength=len(self._counts))
-        if self._last > 0:
-            self._order.extend(kept.tolist())
-
-    def add(self, token: int) -> None:
-        token = min(token, len(self._counts) - 1)
-        self._counts[token] += 1
-        if self._last > 0:
-            self._order.append(token)
-            if len(self._order) > self._last:
-                self._counts[self._order.popleft()] -= 1
-
-    def seen(self) -> NDArray[np.int64]:
-        return np.flatnonzero(self._counts[:-1])
+def _outcome(
+    sampler: Sampler,
+    logits: NDArray[np.float32],
+    status: int,
+    token: int,
+    logprob: float,
+    likeliest: list[tuple[int, float]],
+) -> Choice | SamplingError:
+    if status == cy.NOT_FINITE:
+        return SamplingError(
+            f"the model gave {logits[token]} as logit of token {token}: no token can be chosen from that"
+        )
+    if status == cy.NONE_LEFT:
+        return SamplingError("no token is left to choose from: mask, bias and forbidden tokens exclude every one")
+    if status != cy.CHOSEN:
+        return SamplingError("out of memory for choosing a token")
+    return Choice(token, logprob, likeliest) if sampler.told else Choice(token)
 
 
 class StopMatcher:
@@ -241,71 +220,45 @@ class StopMatcher:
         return held
 
 
-def log_sum_exp(logits: NDArray[np.float32]) -> float:
-    """log of the sum of exp over logits [n], in float64."""
-    highest = float(logits.max())
-    return highest + math.log(float(_weights(logits, highest).sum()))
+def score(logits: NDArray[np.float32], tokens: Sequence[int], teams: Teams | None = None) -> list[float]:
+    """Log-probabilities of `tokens` [n] under the first n of logits [n or more, n_vocab].
 
-
-def score(logits: NDArray[np.float32], tokens: Sequence[int]) -> list[float]:
-    """Log-probabilities of `tokens` [n] under the first n of logits [n or more, n_vocab], each in float64.
-
-    Raises SamplingError when any logits are not finite or a token lies outside the vocabulary.
+    teams: as for `choose`. Raises SamplingError when any logits are not finite or a token lies outside the vocabulary.
     """
     if len(tokens) > len(logits):
         raise ValueError(f"{len(tokens)} tokens for {len(logits)} rows of logits")
-    scores = []
-    for at, row in enumerate(logits):
-        where = f"where token {tokens[at]} is scored" if at < len(tokens) else "after the last token"
-        if not math.isfinite(row.max()) or not math.isfinite(row.min()):
-            raise SamplingError(f"the model gave logits that are not finite {where}")
-        if at >= len(tokens):
-            continue
-        token = tokens[at]
-        if not 0 <= token < len(row):
-            raise SamplingError(f"token {token} is outside the vocabulary of {len(row)}", "tokens")
-        scores.append(float(row[token]) - log_sum_exp(row))
-    return scores
+    n_vocab = logits.shape[1]
+    wanted = np.full(len(logits), -1, dtype=np.int32)
+    for at, token in enumerate(tokens):
+        if not 0 <= token < n_vocab:
+            raise SamplingError(f"token {token} is outside the vocabulary of {n_vocab}", "tokens")
+        wanted[at] = token
+    scores, bad = cy.score(teams, logits, wanted)
+    if bad >= 0:
+        where = f"where token {tokens[bad]} is scored" if bad < len(tokens) else "after the last token"
+        raise SamplingError(f"the model gave logits that are not finite {where}")
+    return scores[: len(tokens)].tolist()
 
 
-def _check(sampling: Sampling) -> None:
-    bounds: Iterable[tuple[str, Any, bool, str]] = (
+def _check(sampling: Sampling, n_vocab: int) -> None:
+    bounds: tuple[tuple[str, float, bool, str], ...] = (
         ("temperature", sampling.temperature, sampling.temperature >= 0, "0 (greedy) or more"),
         ("top_p", sampling.top_p, 0 <= sampling.top_p <= 1, "from 0 to 1"),
         ("min_p", sampling.min_p, 0 <= sampling.min_p <= 1, "from 0 to 1"),
         ("repeat_penalty", sampling.repeat_penalty, sampling.repeat_penalty > 0, "more than 0"),
         ("repeat_last", sampling.repeat_last, sampling.repeat_last >= -1, "-1 (all), 0 (none) or more"),
+        ("presence_penalty", sampling.presence_penalty, True, "a number"),
+        ("frequency_penalty", sampling.frequency_penalty, True, "a number"),
         ("logprobs", sampling.logprobs, sampling.logprobs >= 0, "0 or more"),
     )
     for name, value, good, wanted in bounds:
         if not good or not math.isfinite(value):
             raise SamplingError(f"{name} is {value}; it has to be {wanted}", name)
-
-
-def _weights(logits: NDArray[np.float32], highest: float, temperature: float = 1.0) -> NDArray[np.float64]:
-    """exp of the logits over the temperature, in float64, where the highest becomes 1."""
-    weights = logits.astype(np.float64)
-    weights -= highest
-    if temperature != 1.0:
-        weights /= temperature
-    return np.exp(weights, out=weights)
-
-
-def _likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The `count` highest, highest first. A partition finds the limit, so that only those at it or above are sorted."""
-    if count >= len(logits):
-        return _descending(logits, np.arange(len(logits)))
-    limit = np.partition(logits, len(logits) - count)[len(logits) - count]
-    return _descending(logits, np.flatnonzero(logits >= limit))[:count]
-
-
-def _descending(logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-    return tokens[np.argsort(-logits[tokens], kind="stable")]
-
-
-def _share(weights: NDArray[np.float64], wanted: float) -> int:
-    """How many of the descending weights make up `wanted`."""
-    return min(int(np.searchsorted(np.cumsum(weights), wanted)) + 1, len(weights))
+    for token, bias in sampling.logit_bias.items():
+        if not 0 <= token < n_vocab:
+            raise SamplingError(f"logit_bias: {token} is no token of a vocabulary of {n_vocab}", "logit_bias")
+        if math.isnan(bias) or bias == math.inf:
+            raise SamplingError(f"logit_bias of token {token} is {bias}; it has to be a number", "logit_bias")
 
 
 def _borders(stop: str) -> list[int]:
