@@ -324,8 +324,16 @@ class Stats(Struct, tag_field="topic", tag="stats", kw_only=True):
     state_note: str = ""  # what the state alone does not tell, such as bytes that an operator's `defer` keeps cold
     warm_bytes: int = 0
     warm_rate: float = 0.0  # bytes per second, now
-    prompt_rate: float = 0.0  # tokens per second over the last second; 0 when none
+    prompt_rate: float = 0.0  # tokens per second over the last second; while a step outlasts it, as before that step
     generate_rate: float = 0.0
+    steps_rate: float = 0.0  # steps per second
+    prompt_rows: float = 0.0  # of a step, mean over the last second
+    answer_rows: float = 0.0
+    parts: float = 0.0  # sessions that had rows in a step, mean
+    sessions: int = 0  # of requests in progress
+    pool_blocks: int = 0  # of keys and values: there are; 0 where the model needs none
+    pool_used: int = 0  # held by sessions
+    pool_bytes: int = 0  # in memory
     prompt_tokens: int = 0  # since the start
     generated_tokens: int = 0
     requests: list[RequestRow] = []

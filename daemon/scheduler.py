@@ -224,6 +224,7 @@ class Scheduler:
         for job in step.jobs:
             job.started = job.started or start
         before = [job.generated for job in step.jobs]
+        self.rates.begin(start)
         self.on_step(step.prompts, step.answers)
         self.running = self._untrimmed = True
         try:

@@ -11,7 +11,7 @@ import os
 import time
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import trio
@@ -42,6 +42,17 @@ def _proc_number(path: str, key: str) -> int:
     except (OSError, ValueError, IndexError):
         return 0
     return 0
+
+
+class PoolView(Protocol):
+    """The engine's pool at one moment. blocks: there are; used: held by sessions; bytes: in memory."""
+
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def used(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
 
 
 class Telemetry:
@@ -86,15 +97,20 @@ class Telemetry:
             used = time.process_time()
             self._cpu_percent = 100 * (used - self._cpu[1]) / passed
             self._cpu = (now, used)
-        scheduler = self._scheduler
+        scheduler, jobs, rate = self._scheduler, self._scheduler.jobs(), self._scheduler.rates.now()
         stats = protocol.Stats(
             time=time.time(),
             state=self.state,
-            prompt_rate=scheduler.rates.prompt.now(),
-            generate_rate=scheduler.rates.generate.now(),
+            prompt_rate=rate.prompt,
+            generate_rate=rate.generate,
+            steps_rate=rate.steps,
+            prompt_rows=rate.prompt_rows,
+            answer_rows=rate.answer_rows,
+            parts=rate.parts,
             prompt_tokens=scheduler.rates.prompt_tokens,
             generated_tokens=scheduler.rates.generated_tokens,
-            requests=[job.row(now) for job in scheduler.jobs()[:32]],
+            requests=[job.row(now) for job in jobs[:32]],
+            sessions=len(jobs) - scheduler.waiting,
             waiting=scheduler.waiting,
             disk_read_bytes=_proc_number("io", "read_bytes:"),
             private_bytes=_proc_number("status", "RssAnon:") << 10,
@@ -110,6 +126,9 @@ class Telemetry:
             guess = engine.lookahead
             stats.lookahead_recall = guess.get("recall")
             stats.lookahead_wasted_bytes = int(guess.get("wasted_bytes", 0))
+            pool: PoolView | None = getattr(engine, "pool", None)
+            if pool is not None:
+                stats.pool_blocks, stats.pool_used, stats.pool_bytes = pool.blocks, pool.used, pool.bytes
         if self.state == "stopping":
             stats.state = self.state
         return stats
