@@ -86,6 +86,9 @@ class Scenario:
         writes = sum(row.rate for row in rows if row.phase == "generate")
         left = int((1 - warmed) * self.layers * self.experts * 3)
         writing = busy and writes > 0
+        reading = [row for row in rows if row.phase == "prompt"]
+        writers = [row for row in rows if row.phase == "generate"]
+        steps = 5.0 + 0.4 * math.sin(t) if reading else writes / max(1, len(writers))
         queue = [int(2 + 2 * math.sin(t * 3)) if prompts and busy else 0, 12 if writing else 0, 3 if writing else 0]
         return Stats(
             time=BIRTH + t,
@@ -98,6 +101,14 @@ class Scenario:
             prompt_tokens=int(92 * t),
             generated_tokens=int(11 * max(0.0, t - 6)),
             requests=rows,
+            steps_rate=steps,
+            prompt_rows=prompts / steps if steps else 0.0,
+            answer_rows=writes / steps if steps else 0.0,
+            parts=float(len(reading) + len(writers)),
+            sessions=len(reading) + len(writers),
+            pool_blocks=512,
+            pool_used=sum((row.prompt_done + row.generated + 63) // 64 for row in rows if row.phase != "queued"),
+            pool_bytes=36 * MIB,
             waiting=sum(row.phase == "queued" for row in rows),
             queue_depths=[*queue, min(384, left), max(0, left - 384)],
             populated_bytes=min(int(t * self.disk), self.dense + self.deferred),

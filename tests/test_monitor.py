@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hearthd.daemon.protocol import ResidencyNow
+from hearthd.daemon.protocol import ResidencyNow, Stats
 from hearthd.tui import marks, units
 from hearthd.tui.app import HearthTop, main
 from hearthd.tui.collector import Collector, Curve, History
 from hearthd.tui.header import headlines
 from hearthd.tui.link import Link
+from hearthd.tui.requests import RequestPanel
 from textual.pilot import Pilot
 
 from .fake_daemon import BIRTH, GIB, FakeDaemon, Scenario, feed
@@ -101,6 +102,29 @@ def test_what_the_state_does_not_tell_stands_beside_it() -> None:
     collector.take_stats(stats, BIRTH + 200)
     line = headlines(collector.snapshot(BIRTH + 200), 100, None).plain.splitlines()[1]
     assert "● serving-cold 62 %" in line and line.endswith(stats.state_note) and len(line) == 100
+
+
+def noted(stats: Stats, width: int) -> tuple[str, str]:
+    """Title and note of the requests' panel."""
+    collector = Collector("ipc:///x", BIRTH)
+    collector.take_stats(stats, BIRTH)
+    panel, snapshot = RequestPanel(id="requests"), collector.snapshot(BIRTH)
+    return panel.title(snapshot), panel.note(snapshot, width).plain
+
+
+def test_the_requests_say_what_their_steps_carry() -> None:
+    stats = Stats(sessions=16, waiting=48, steps_rate=5.13, prompt_rows=96.4, answer_rows=15.04)
+    title, note = noted(stats, 60)
+    assert title == "Requests 64"
+    assert note == "5.1 steps/s of 96 prompt + 15 answer rows  48 waiting"
+    assert noted(stats, 40)[1] == "48 waiting"
+    alone = Stats(sessions=1, steps_rate=30.2, answer_rows=1.0)
+    assert noted(alone, 60)[1] == "30 steps/s of 1 answer row"
+    assert noted(Stats(), 60) == ("Requests", "")
+
+
+def test_screen_prompt_beside_an_answer(snap_compare) -> None:
+    assert snap_compare(frozen(Scenario(), 22.0), terminal_size=SMALL)
 
 
 def test_screen_small_model_warm(snap_compare) -> None:
@@ -283,6 +307,7 @@ def test_numbers_never_round_a_part_to_the_whole() -> None:
         "0 B", "999 B", "0.99 GiB", "7.90 GiB", "115.3 GiB",
     ]  # fmt: skip
     assert [units.count(n, 4) for n in (0, 9999, 10_000, 999_999, 1_000_000)] == ["0", "9999", "10k", "999k", "1M"]
+    assert [units.mean(n) for n in (0, 0.01, 1.0, 4.24, 9.96, 96.5)] == ["0", "0.1", "1", "4.2", "10", "96"]
     assert marks.shade(0.999)[0] != "█" and marks.shade(0.001)[0] != "·"
 
 

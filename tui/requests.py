@@ -1,10 +1,10 @@
-"""Panel: the requests in progress, one line each."""
+"""Panel: the requests in progress, one line each, and the steps that carry them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hearthd.daemon.protocol import RequestRow
+from hearthd.daemon.protocol import RequestRow, Stats
 from hearthd.tui import marks, units
 from hearthd.tui.collector import Snapshot
 from hearthd.tui.panel import Panel
@@ -21,12 +21,20 @@ class RequestPanel(Panel):
     TITLE = "Requests"
 
     def title(self, snapshot: Snapshot) -> str:
-        number = 0 if snapshot.stats is None else len(snapshot.stats.requests)
+        stats = snapshot.stats or Stats()
+        number = max(len(stats.requests), stats.sessions + stats.waiting)  # of many, only some have a line
         return f"{self.TITLE} {number}" if number else self.TITLE
 
     def note(self, snapshot: Snapshot, width: int) -> Text:
-        waiting = 0 if snapshot.stats is None else snapshot.stats.waiting
-        return marks.span(f"{waiting}", marks.WARNING).append(" waiting", marks.DIM) if waiting else Text()
+        stats = snapshot.stats or Stats()
+        waits = Text()
+        if stats.waiting:
+            waits.append(f"{stats.waiting}", marks.WARNING).append(" waiting", marks.DIM)
+        steps = _steps(stats)
+        if not steps or not waits:
+            return steps or waits
+        both = steps.append("  ").append_text(waits)
+        return both if both.cell_len <= width else waits
 
     def heads(self, snapshot: Snapshot, width: int) -> Sequence[Text]:
         ident, gauge = _room(width)
@@ -43,6 +51,19 @@ class RequestPanel(Panel):
         if snapshot.stats is None or not snapshot.stats.requests:
             return [marks.span("none", marks.FAINT)]
         return [_line(row, width) for row in snapshot.stats.requests]
+
+
+def _steps(stats: Stats) -> Text:
+    """`5.1 steps/s of 96 prompt + 4 answer rows`: means of a step; nothing while no step runs."""
+    text = Text()
+    if stats.steps_rate <= 0:
+        return text
+    text.append(units.mean(stats.steps_rate), marks.TEXT).append(" steps/s of ", marks.DIM)
+    kinds = ((stats.prompt_rows, " prompt", marks.PROMPT), (stats.answer_rows, " answer", marks.GENERATE))
+    parts = [marks.span(units.mean(rows), style).append(kind, marks.DIM) for rows, kind, style in kinds if rows > 0]
+    one = [units.mean(rows) for rows, *_ in kinds if rows > 0] == ["1"]
+    text.append_text(marks.span(" + ", marks.DIM).join(parts) if parts else Text("no"))
+    return text.append(" row" if one else " rows", marks.DIM)
 
 
 def _room(width: int) -> tuple[int, int]:

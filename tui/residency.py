@@ -14,6 +14,7 @@ from hearthd.tui.panel import Panel
 from rich.text import Text
 
 _ROLES = {"dense": "dense", "expert": "experts"}
+_PLOT = 8  # cells of the history at least
 
 
 class ResidencyPanel(Panel):
@@ -56,7 +57,6 @@ class ResidencyPanel(Panel):
             least = f"≥{units.size(deferred)}" if unknown else units.size(deferred)
             amount = marks.span(f"{least:>9}", f"bold {marks.DEFERRED}")
         facts = [marks.span("deferred ", marks.DIM).append_text(amount)]
-        left_width = facts[0].cell_len
         budget = snapshot.residency.budget_bytes
         apart = sum(row.arena for row in rows)
         extra = [("resident ", sum(map(_resident, rows)))]
@@ -77,9 +77,12 @@ class ResidencyPanel(Panel):
                 facts[0].append("  ").append_text(placement)
             elif apart:
                 facts[0].append("  in arena ", marks.DIM).append(f"{units.size(apart):>9}", marks.ARENA)
-            left_width = facts[0].cell_len
+        pool = _pool(snapshot)
+        if pool and facts[0].cell_len + pool.cell_len + _PLOT + 14 <= width:
+            facts[0].append_text(pool)
+        left_width = facts[0].cell_len
         plot_rows = 1 if self.short else max(3, len(facts))
-        cells = max(8, width - left_width - 2 - 12)
+        cells = max(_PLOT, width - left_width - 2 - 12)
         window = snapshot.histories.window
         columns = snapshot.histories.deferred.columns(cells, window, snapshot.now)
         top = max((value for value in columns if value is not None), default=0.0)
@@ -96,6 +99,16 @@ class ResidencyPanel(Panel):
             line.pad_right(left_width + 2 - line.cell_len)
             lines.append(line.append_text(plot[index]).append(labels[index], marks.DIM))
         return lines
+
+
+def _pool(snapshot: Snapshot) -> Text:
+    """`  pool 31 of 512`: blocks that sessions hold, of those that there are."""
+    stats = snapshot.stats
+    if stats is None or not stats.pool_blocks:
+        return Text()
+    style = marks.WARNING if stats.pool_used >= stats.pool_blocks else marks.TEXT
+    text = marks.span("  pool ", marks.DIM).append(units.count(stats.pool_used), style)
+    return text.append(f" of {units.count(stats.pool_blocks)}", marks.DIM)
 
 
 def _order(row: Bytes) -> tuple[int, str]:

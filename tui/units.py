@@ -33,6 +33,14 @@ def tokens(per_second: float) -> str:
     return f"{per_second:.1f} t/s" if per_second < 999.95 else f"{per_second:.0f} t/s"
 
 
+def mean(value: float) -> str:
+    """A mean of whole numbers: `0.3`, `4`, `4.2`, `96`; below ten with a tenth where there is one."""
+    if value >= 9.95:
+        return f"{value:.0f}"
+    tenths = f"{max(0.1, value):.1f}" if value > 0 else "0"
+    return tenths.removesuffix(".0")
+
+
 def count(number: int, digits: int = 5) -> str:
     """Whole numbers of up to `digits` digits as they are, longer ones as `123k`, `4M`: never wider than digits >= 4."""
     for divisor, unit in ((1, ""), (1000, "k"), (1_000_000, "M")):
