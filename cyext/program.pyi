@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from hearthd.cyext.pool import Pool
+from hearthd.cyext.populate_queue import PopulateQueue
+from hearthd.cyext.spans import Spans
 
 KV_BLOCK: int
 OPERATIONS: dict[str, int]
@@ -44,11 +46,12 @@ class Program:
     session_bytes: int
     buffer_bytes: int
     def __init__(
-        self, spans: Any, queue: Any, teams: Teams, isa: str | None, max_rows: int, n_layers: int, n_experts: int,
-        max_used: int, vocabulary: int,
+        self, spans: Spans, queue: PopulateQueue | None, teams: Teams, isa: str | None, max_rows: int, n_layers: int,
+        n_experts: int, max_used: int, vocabulary: int,
     ) -> None: ...
     def weight(
-        self, type: int, rows: int, cols: int, row_bytes: int, spans: npt.ArrayLike, offset: int = ...
+        self, type: int, rows: int, cols: int, row_bytes: int, spans: npt.ArrayLike, offset: int = ...,
+        scale: npt.NDArray[np.float32] | None = ...,
     ) -> int: ...
     def buffer(self, width: int) -> int: ...
     def stream(self, heads: int, width: int) -> int: ...
