@@ -219,7 +219,7 @@ OPERATIONS: dict[str, type[Request]] = {str(kind.__struct_config__.tag): kind fo
 # Replies
 
 
-def _said(empty: Any) -> Any:
+def _said(empty: str) -> str:
     """A field that is in every reply of its kind, also when it is empty: plain clients read it without asking."""
     return msgspec.field(default_factory=lambda: empty)
 
@@ -282,11 +282,14 @@ AnyReply = Error | Result | TokenEvent | Progress | Done
 # Telemetry: two frames, topic and body
 
 
+Role = Literal["dense", "expert"]
+
+
 class Bytes(Struct, kw_only=True):
     """Bytes of one role on one node, by state; the states exclude each other and add up to total."""
 
     node: int = 0
-    role: Literal["dense", "expert"] = "dense"
+    role: Role = "dense"
     total: int = 0
     mapped: int = 0  # cached and in this process's page table
     cached: int = 0  # in the page cache only

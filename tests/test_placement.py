@@ -18,6 +18,7 @@ from hearthd.cyext.spans import READY, Spans
 from hearthd.daemon.model.engine import Engine
 from hearthd.daemon.model.gguf import open_model
 from hearthd.daemon.model.spans import SpanTable
+from hearthd.daemon.model.turn import Part
 from hearthd.daemon.residency import numa_audit, numa_plan
 from hearthd.daemon.residency.ledger import Ledger
 from hearthd.daemon.residency.numa_plan import PAGE, Segments
@@ -202,7 +203,7 @@ def test_a_prompt_is_read_while_the_sweep_that_began_with_its_experts_waits(tmp_
             time.sleep(0.001 + 0.0005 * moment)
             queue.pause((SWEEP,))
             answers = []
-            reading = [(engine.new_session(), tokens, "last")]
+            reading = [Part(engine.new_session(), tokens, "last")]
             thread = threading.Thread(target=lambda e, r, a: a.append(e.step(r)), args=(engine, reading, answers))
             thread.start()
             thread.join(10)
@@ -212,7 +213,7 @@ def test_a_prompt_is_read_while_the_sweep_that_began_with_its_experts_waits(tmp_
             engine.close()
             queue.close()
             assert not hung
-            assert np.isfinite(answers[0][0]).all()
+            assert np.isfinite(answers[0][0].rows()).all()
 
 
 def test_experts_that_become_uneven_are_dealt_out_anew(models_dir, tokens):

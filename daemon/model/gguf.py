@@ -5,15 +5,15 @@ as ModelError, whatever is no complete GGUF model. Does not map weights and does
 """
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hearthd.cyext import gguf_header
 
-from .hyper import is_array, shown
+from .hyper import Metadata, Scalar, is_array, shown
 
 SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 CACHE_NAME = re.compile(r"^(?P<org>[\w.-]+)/(?P<repo>[\w.-]+)(?::(?P<file>[^:]+))?$")
@@ -82,7 +82,7 @@ class ModelFile:
 
     paths: list[str]
     headers: list[gguf_header.Header]
-    metadata: Mapping[str, Any]
+    metadata: Metadata
     tensors: dict[str, Tensor]
 
     @cached_property
@@ -120,9 +120,10 @@ class ModelFile:
             digest.update(header.raw)
         return digest.hexdigest()
 
-    def hyper(self, key: str, default: Any = None) -> Any:
-        """The metadata value ARCHITECTURE.key."""
-        return self.metadata.get(f"{self.architecture}.{key}", default)
+    def hyper(self, key: str, default: Scalar | None = None) -> Scalar | None:
+        """The metadata value ARCHITECTURE.key, where it is a single one."""
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        return value if isinstance(value, bool | int | float | str) else default
 
 
 def open_model(name: str | os.PathLike[str]) -> ModelFile:
@@ -134,7 +135,7 @@ def open_model(name: str | os.PathLike[str]) -> ModelFile:
     paths = find_files(name)
     headers = [_read_header(path) for path in paths]
     _check_shards(paths, headers)
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, object] = {}
     tensors: dict[str, Tensor] = {}
     for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
         for key, value in header.metadata.items():
@@ -150,9 +151,9 @@ def open_model(name: str | os.PathLike[str]) -> ModelFile:
     return ModelFile(paths, headers, metadata, tensors)
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: object, b: object) -> bool:
     """Whether two shards say the same of a key."""
-    return a is b or bool((a.tolist() == b.tolist()) if is_array(a) and is_array(b) else a == b)
+    return a is b or bool(list(a) == list(b) if is_array(a) and is_array(b) else a == b)
 
 
 def find_files(name: str | os.PathLike[str]) -> list[str]:

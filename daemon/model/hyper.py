@@ -8,14 +8,18 @@ named (graph.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeGuard, TypeVar, cast
 
 from hearthd.daemon.model import positions
 from hearthd.daemon.model.positions import Scaling
 
 Found = TypeVar("Found")
+Word = TypeVar("Word", bound=str | int)
+
+Scalar = bool | int | float | str
+Metadata = Mapping[str, object]  # of a file that anybody may have made: who reads a value looks at what it is
 
 MOST_WHOLE: Final = 2**31 - 1  # the kernels count in 32 bits
 SHOWN = 40  # characters of a refused text
@@ -46,10 +50,10 @@ class Keys:
     """
 
     def __init__(
-        self, metadata: Mapping[str, Any], n_vocab: int, n_embd: int, layers: int, predicting: list[int]
+        self, metadata: Metadata, n_vocab: int, n_embd: int, layers: int, predicting: list[int]
     ) -> None:
         self._metadata = metadata
-        self.architecture: str = metadata["general.architecture"]
+        self.architecture = str(metadata["general.architecture"])
         self.n_vocab = n_vocab
         self.n_embd = n_embd
         self.layers = layers
@@ -91,7 +95,7 @@ class Keys:
         """True or false; the numbers 1 and 0 say the same."""
         return self._flag(name, self._value(name)) if name in self else self._default(name, default)
 
-    def choice(self, name: str, known: Mapping[Any, Found], default: Found | _Required = REQUIRED) -> Found:
+    def choice(self, name: str, known: Mapping[Word, Found], default: Found | _Required = REQUIRED) -> Found:
         """What `known` has for the value, a text or a whole number; any other is refused, and the known ones named."""
         if name not in self:
             return self._default(name, default)
@@ -99,7 +103,7 @@ class Keys:
         # True == 1 in a mapping, and arrays are no keys of one.
         if isinstance(value, bool) or not isinstance(value, (str, int)) or value not in known:
             raise BadKey(self.name(name), f"{shown(value)} is not known; known are {', '.join(map(str, known))}")
-        return known[value]
+        return known[cast(Word, value)]
 
     # -- one for each layer ------------------------------------------------------------------------------------------
 
@@ -135,7 +139,7 @@ class Keys:
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
-    def _value(self, name: str) -> Any:
+    def _value(self, name: str) -> object:
         return self._metadata[self.name(name)]
 
     def _default(self, name: str, default: Found | _Required) -> Found:
@@ -143,7 +147,7 @@ class Keys:
             raise BadKey(self.name(name), "is missing")
         return default
 
-    def _each(self, name: str, layers: int) -> Sequence[Any]:
+    def _each(self, name: str, layers: int) -> Sequence[object]:
         value = self._value(name)
         if is_array(value):
             if len(value) != layers:
@@ -151,32 +155,40 @@ class Keys:
             return list(value)
         return [value] * layers
 
-    def _whole(self, name: str, value: Any, least: int, most: int) -> int:
+    def _whole(self, name: str, value: object, least: int, most: int) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise BadKey(self.name(name), f"{shown(value)} is no whole number")
         if not least <= value <= most:
             raise BadKey(self.name(name), f"{value} is not within {least} to {most}")
         return value
 
-    def _real(self, name: str, value: Any, least: float, most: float) -> float:
+    def _real(self, name: str, value: object, least: float, most: float) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise BadKey(self.name(name), f"{shown(value)} is no number")
         if not least <= value <= most:  # NaN is not, either
             raise BadKey(self.name(name), f"{value} is not within {least:g} to {most:g}")
         return float(value)
 
-    def _flag(self, name: str, value: Any) -> bool:
+    def _flag(self, name: str, value: object) -> bool:
         if not isinstance(value, (bool, int)) or value not in (0, 1):
             raise BadKey(self.name(name), f"{shown(value)} is neither true nor false")
         return bool(value)
 
 
-def is_array(value: Any) -> bool:
+class Array(Protocol):
+    """A list of the metadata, as the header's reader gives it (cyext.gguf_header.Array) or as Python has it."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def __getitem__(self, i: int, /) -> Any: ...
+
+
+def is_array(value: object) -> TypeGuard[Array]:
     """An array of the metadata, as the header's reader gives it or as a list."""
     return hasattr(value, "tolist") or isinstance(value, list)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value of the metadata for a message: short, whatever it is."""
     if is_array(value):
         return f"an array of {len(value)}"

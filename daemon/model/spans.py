@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ _NAME = re.compile(r"blk\.(\d+)\.(?:ffn_(?:(gate|up|down|gate_up)_exps|(gate|up|
 _ORDINAL = {part: i for i, part in enumerate(PARTS)}
 
 Ints = npt.NDArray[np.int32]
+Number = TypeVar("Number", bound=np.integer)
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class _Builder:
         first = np.concatenate(([0], np.cumsum(count)[:-1])) if groups else np.zeros(0, np.int64)
         within = np.arange(int(count.sum())) - np.repeat(first, count)
 
-        def spread(values: list[int], dtype: Any) -> Any:
+        def spread(values: list[int], dtype: type[Number]) -> npt.NDArray[Number]:
             return np.repeat(np.array(values, dtype), count)
 
         nbytes = spread([group.tensor.nbytes // group.spans for group in groups], np.uint64)

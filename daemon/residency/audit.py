@@ -5,17 +5,22 @@ Owns the reason codes of residency. Looks once, at the start.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import protocol
 from .text import gib
 
+if TYPE_CHECKING:
+    from hearthd.cyext.mapping import Mapping
+
+    from .parts import Model, Options, Table
+
 LOCK_SHARE = 0.7  # of the budget: what mlocked dense spans may take of it
 
 
-def audit(model: Any, table: Any, mapping: Any, options: Any, budget: int) -> list[protocol.Warning_]:
+def audit(model: Model, table: Table, mapping: Mapping, options: Options, budget: int) -> list[protocol.Warning_]:
     """Warnings with their reason codes; see the texts."""
     found: list[protocol.Warning_] = []
 
@@ -69,7 +74,7 @@ def audit(model: Any, table: Any, mapping: Any, options: Any, budget: int) -> li
     return found
 
 
-def census(table: Any) -> dict[str, Any]:
+def census(table: Table) -> dict[str, dict[str, int]]:
     """Bytes and spans per role."""
     expert = np.asarray(table.expert) >= 0
     nbytes = np.asarray(table.nbytes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from hearthd.cyext.populate_queue import SWEEP
@@ -17,12 +17,22 @@ from numpy.typing import NDArray
 
 from .text import gib
 
+if TYPE_CHECKING:
+    from hearthd.cyext.mapping import Mapping
+    from hearthd.cyext.populate_queue import PopulateQueue
+    from hearthd.cyext.spans import Spans
+
+    from .ledger import Ledger
+    from .parts import Table
+
 SLACK = 0.02  # of the budget: how far below it giving back goes, so that it is not called for every span
 RECENT_HALF_LIFE = 64.0  # tokens: what has just been used is likely to be used again
 
 
 class Keeper:
-    def __init__(self, mapping: Any, spans: Any, queue: Any, table: Any, ledger: Any) -> None:
+    def __init__(
+        self, mapping: Mapping, spans: Spans, queue: PopulateQueue, table: Table, ledger: Ledger
+    ) -> None:
         self._mapping, self._spans, self._queue, self._ledger = mapping, spans, queue, ledger
         self.nbytes = np.asarray(table.nbytes, dtype=np.int64)
         self.file = np.asarray(table.file)

@@ -9,15 +9,22 @@ import errno
 import itertools
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import protocol
 
+if TYPE_CHECKING:
+    from hearthd.cyext.mapping import Mapping
+
+    from .parts import Table
+
 PAGE = 4096
 LEVELS = "0123456789"
+Bytes = NDArray[np.uint64]  # of each span
+
 LEAF = 32  # spans side by side that are asked about one by one where a run is neither empty nor full
 
 
@@ -25,6 +32,11 @@ def _outward(offset: NDArray[np.uint64], nbytes: NDArray[np.uint64]) -> NDArray[
     """Bytes of the pages that each range touches."""
     page = np.uint64(PAGE)
     return ((offset + nbytes + page - np.uint64(1)) // page - offset // page) * page
+
+
+def by_role(expert: NDArray[np.int32]) -> list[tuple[protocol.Role, NDArray[np.bool_]]]:
+    """The two roles, and which spans have them; expert: as in the span table."""
+    return [("dense", expert < 0), ("expert", expert >= 0)]
 
 
 @dataclass(frozen=True)
@@ -57,13 +69,13 @@ class Picture:
         """One per node and role."""
         result = []
         for node in sorted(set(self.node.tolist())) or [0]:
-            for role, chosen in (("dense", self.expert < 0), ("expert", self.expert >= 0)):
+            for role, chosen in by_role(self.expert):
                 mask = chosen & (self.node == node)
                 if mask.any() or role == "dense":
                     result.append(self.row(mask, node, role))
         return result
 
-    def row(self, mask: NDArray[np.bool_], node: int, role: Any) -> protocol.Bytes:
+    def row(self, mask: NDArray[np.bool_], node: int, role: protocol.Role) -> protocol.Bytes:
         """Bytes by state of the spans in a mask; the states add up to the total."""
         total = int(self.nbytes[mask].sum())
         row = protocol.Bytes(node=node, role=role, total=total)
@@ -103,7 +115,7 @@ class Ledger:
     system calls, whatever its size; the dearest case is one where every other expert is cached by 4 KiB pages.
     """
 
-    def __init__(self, mapping: Any, table: Any) -> None:
+    def __init__(self, mapping: Mapping, table: Table) -> None:
         self._mapping = mapping
         nbytes = np.asarray(table.nbytes, dtype=np.uint64)
         n = len(nbytes)
@@ -163,7 +175,7 @@ class Ledger:
         )
         return found[0], found[1], found[2]
 
-    def _count(self, begin: int, end: int, mapped: Any, cached: Any, evicted: Any) -> None:
+    def _count(self, begin: int, end: int, mapped: Bytes, cached: Bytes, evicted: Bytes) -> None:
         """Fill cached (including mapped) and evicted of sorted spans [begin, end), which lie side by side."""
         if not self._cachestat:
             cached[begin:end] = self._mapping.cached(

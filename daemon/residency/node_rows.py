@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from hearthd.cyext.placement import page_counts
 from numpy.typing import NDArray
 
-from .ledger import Picture
+from .ledger import Picture, by_role
 from .numa_plan import PAGE
+
+if TYPE_CHECKING:
+    from hearthd.cyext.spans import Spans
 
 KINDS = 64  # nodes that page_counts tells apart
 WHY = "the kernel tells on which node a page lies only where it is mapped: what is merely cached may be on any"
 
 
-def node_rows(nodes: Sequence[int], seen: Picture, spans: Any) -> tuple[list[dict[str, Any]], str]:
+def node_rows(nodes: Sequence[int], seen: Picture, spans: Spans) -> tuple[list[dict[str, Any]], str]:
     """Rows per node and role, as seen, and why bytes are unknown. nodes: those that have memory.
 
     With one node all that is in memory is there. With several, mapped pages are asked for one by one (move_pages); what
@@ -38,8 +41,9 @@ def node_rows(nodes: Sequence[int], seen: Picture, spans: Any) -> tuple[list[dic
     if len(apart):
         only = held[apart] - mapped[apart].sum(axis=1)
         arena[apart] = _divide(only, page_counts(spans.at[0][apart], total[apart], KINDS)[:, :-1])
-    rows, unknown_at_all = [], 0
-    roles = [("dense", seen.expert < 0), ("expert", seen.expert >= 0)]
+    rows: list[dict[str, Any]] = []
+    unknown_at_all = 0
+    roles = by_role(seen.expert)
     for node in np.flatnonzero((mapped + arena).sum(axis=0)).tolist():
         for role, chosen in roles:
             here, there = int(mapped[chosen, node].sum()), int(arena[chosen, node].sum())

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from hearthd.cyext.program import Program
+
+    from .parts import Table
 
 PAGE = 4096
 SLACK = 1.25  # how many more experts than its part a node may hold, so that uneven heat can be balanced
@@ -36,7 +41,7 @@ class Segments:
         return (self.end - self.begin).astype(np.int64)
 
 
-def row_segments(table: Any, program: Any) -> Segments:
+def row_segments(table: Table, program: Program) -> Segments:
     """Every span divided by rows as the program's teams read it (by heads where it is read so). What no product
     reads (norms, biases) is team 0's; an embedding that is only looked up is divided evenly."""
     teams = len(program.team_share(1))
@@ -76,7 +81,7 @@ def row_segments(table: Any, program: Any) -> Segments:
     return _sorted(table, np.concatenate(spans), np.concatenate(begins), np.concatenate(ends), np.concatenate(owners))
 
 
-def whole(table: Any, segments: Segments, ids: Ids, team: Ids) -> Segments:
+def whole(table: Table, segments: Segments, ids: Ids, team: Ids) -> Segments:
     """The same with these spans given to one team each as a whole."""
     keep = ~np.isin(segments.span, ids)
     begin = np.asarray(table.offset, np.int64)[ids]
@@ -89,7 +94,9 @@ def whole(table: Any, segments: Segments, ids: Ids, team: Ids) -> Segments:
     )
 
 
-def _sorted(table: Any, span: Any, begin: Any, end: Any, team: Any) -> Segments:
+def _sorted(
+    table: Table, span: Ids, begin: NDArray[np.int64], end: NDArray[np.int64], team: Ids
+) -> Segments:
     file = np.asarray(table.file)[span]
     order = np.lexsort((begin, file))
     return Segments(span[order].astype(np.int32), file[order].astype(np.int32), begin[order].astype(np.uint64),
@@ -173,7 +180,7 @@ def load(owner: Ids, heat: NDArray[np.float64], teams: Sequence[float]) -> float
     return float(done.max() / done.mean()) if done.sum() else 1.0
 
 
-def mirrored(table: Any, heat: NDArray[np.float64], budget: int) -> Ids:
+def mirrored(table: Table, heat: NDArray[np.float64], budget: int) -> Ids:
     """Spans that get copies on every node, in the order of their copying: dense ones first, then whole experts, hottest
     first, while `budget` bytes last."""
     nbytes = np.asarray(table.nbytes, np.int64)

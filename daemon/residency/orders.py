@@ -6,7 +6,7 @@ Owns the bookkeeping of such orders against plan and budget. Reads and evicts no
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import trio
@@ -19,6 +19,10 @@ from .audit import LOCK_SHARE
 from .keeper import Keeper
 from .warmer import Warmer
 
+if TYPE_CHECKING:
+    from hearthd.cyext.populate_queue import PopulateQueue
+    from hearthd.cyext.spans import Spans
+
 POLL_SECONDS = 0.1
 DRAIN_SECONDS = 1.0  # a piece of 4 MiB that is on its way takes less
 
@@ -26,7 +30,7 @@ DRAIN_SECONDS = 1.0  # a piece of 4 MiB that is on its way takes less
 class Orders:
     """select: ids that a selection means; budget: its bytes now; changed: called when an order is."""
 
-    def __init__(self, spans: Any, queue: Any, warmer: Warmer, keeper: Keeper,
+    def __init__(self, spans: Spans, queue: PopulateQueue, warmer: Warmer, keeper: Keeper,
                  select: Callable[[protocol.Selection], NDArray[np.int32]], budget: Callable[[], int],
                  changed: Callable[[], None]) -> None:  # fmt: skip
         self._spans, self._queue, self._warmer, self._keeper = spans, queue, warmer, keeper

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hearthd.cyext.placement import Arena, page_counts, slot_bytes
@@ -21,10 +21,17 @@ from .. import protocol
 from ..config import parse_budget
 from ..topology import Topology
 from . import numa_plan
-from .ledger import Picture
+from .ledger import Picture, by_role
 from .node_rows import node_rows
 from .numa_plan import Segments
 from .text import gib
+
+if TYPE_CHECKING:
+    from hearthd.cyext.mapping import Mapping
+    from hearthd.cyext.populate_queue import PopulateQueue
+    from hearthd.cyext.spans import Spans
+
+    from .parts import Engine, Table
 
 EXACT = ("distribute", "mirror", "experts")  # modes in which every page has an owner
 UNEVEN = 1.15  # max/mean of what the teams compute: above, experts are dealt out anew
@@ -107,15 +114,16 @@ class Placement:
     and then. With mode off, or one team, it does nothing at all.
     """
 
-    def __init__(self, choice: Choice, table: Any, mapping: Any, spans: Any, queue: Any, mirror_budget: str = "100%",
-                 free: dict[int, int] | None = None, nodes: Sequence[int] = (0,)) -> None:  # fmt: skip
+    def __init__(self, choice: Choice, table: Table, mapping: Mapping, spans: Spans, queue: PopulateQueue,
+                 mirror_budget: str = "100%", free: dict[int, int] | None = None,
+                 nodes: Sequence[int] = (0,)) -> None:  # fmt: skip
         """nodes: of the machine, those that have memory; free: bytes of each."""
         self.choice = choice
         self._nodes = nodes
         self._table, self._mapping, self._spans, self._queue = table, mapping, spans, queue
         self._budget_text = mirror_budget
         self._free = free or {}
-        self._engine: Any = None
+        self._engine: Engine | None = None
         self.segments: Segments | None = None
         self._rows: Segments | None = None
         self.owner: NDArray[np.int32] | None = None
@@ -138,7 +146,7 @@ class Placement:
 
     # -- making it so ------------------------------------------------------------------------------------------------
 
-    def attach(self, engine: Any, heat: NDArray[np.float64]) -> None:
+    def attach(self, engine: Engine, heat: NDArray[np.float64]) -> None:
         """Divide the model between the engine's teams. Before anything is populated: what is mapped already stays."""
         self._engine = engine
         if len(self.choice.teams) < 2:
@@ -146,6 +154,11 @@ class Placement:
         self._rows = self.segments = numa_plan.row_segments(self._table, engine.program)
         if self.active:
             self._divide(heat)
+
+    @property
+    def _attached(self) -> Engine:
+        assert self._engine is not None
+        return self._engine
 
     def _divide(self, heat: NDArray[np.float64]) -> None:
         assert self._rows is not None
@@ -157,7 +170,7 @@ class Placement:
             ids = np.flatnonzero(np.asarray(table.expert) >= 0).astype(np.int32)
             team = self.owner[np.asarray(table.layer)[ids], np.asarray(table.expert)[ids]]
             segments = numa_plan.whole(table, segments, ids, team)
-            self._engine.own_experts(self.owner)
+            self._attached.own_experts(self.owner)
         elif self.choice.mode == "mirror":
             self._choose_mirrored(heat)
             segments = numa_plan.whole(table, segments, self.mirrored, self._home)
@@ -166,7 +179,7 @@ class Placement:
 
     def _padded(self, heat: NDArray[np.float64]) -> NDArray[np.float64]:
         """Heat [layers, experts] of all layers in the file, those that no step runs included; zeros where unknown."""
-        counts = np.zeros((max(self._engine.hyper.n_layer, int(self._table.n_layer)), int(self._table.n_expert)))
+        counts = np.zeros((max(self._attached.hyper.n_layer, int(self._table.n_layer)), int(self._table.n_expert)))
         if heat.size:
             counts[: len(heat)] = heat[: len(counts)]
         return counts
@@ -231,8 +244,8 @@ class Placement:
         with self._lock:
             old = self.owner
             self._divide(counts)
-            if self._engine.program.reads is not None:
-                self._read_before = self._engine.program.reads.copy()
+            if (reads := self._attached.program.reads) is not None:
+                self._read_before = reads.copy()
             assert self.owner is not None
             moved = old != self.owner
             layer, expert = np.asarray(self._table.layer), np.asarray(self._table.expert)
@@ -319,15 +332,15 @@ class Placement:
 
     def _bytes(self, seen: Look) -> list[protocol.Bytes]:
         segments, found = seen.segments, []
-        expert = np.asarray(self._table.expert)[segments.span] >= 0
+        roles = by_role(np.asarray(self._table.expert)[segments.span])
         _, nbytes = numa_plan.pages_of(segments)
         memory = np.array(self.choice.memory)
         for node in sorted(set(self.choice.memory)):
-            for role, chosen in (("dense", ~expert), ("expert", expert)):
+            for role, chosen in roles:
                 mask = chosen & (memory[segments.team] == node)
                 counts = seen.counts[mask].sum(axis=0)
                 here, there = int(counts[node]), int(counts[:-1].sum() - counts[node])
-                row = protocol.Bytes(node=node, role=role, total=int(nbytes[mask].sum()))  # type: ignore[arg-type]
+                row = protocol.Bytes(node=node, role=role, total=int(nbytes[mask].sum()))
                 row.mapped = (here + there) * numa_plan.PAGE
                 row.wrong_node = there * numa_plan.PAGE if self.active else None
                 row.cached = int(seen.cached[mask].sum())

@@ -9,13 +9,16 @@ import errno
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..trust import distrust
 from .replay import Trace
+
+if TYPE_CHECKING:
+    from .parts import Engine, Table
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +28,7 @@ CAPACITY = 1 << 25  # int32: some 60,000 tokens of 48 layers with 8 experts; pag
 class Recorder:
     """Records from construction on. Raises OSError when the file cannot be written."""
 
-    def __init__(self, path: Path | str, engine: Any, table: Any) -> None:
+    def __init__(self, path: Path | str, engine: Engine, table: Table) -> None:
         self.path = Path(path)
         self._program = engine.program
         self._used = int(engine.hyper.n_expert_used)
@@ -57,7 +60,7 @@ class Recorder:
             temporary.unlink(missing_ok=True)
 
 
-def expert_bytes(table: Any) -> NDArray[np.int64]:
+def expert_bytes(table: Table) -> NDArray[np.int64]:
     """int64 [layers, experts]: bytes of all spans of an expert."""
     layer, expert = np.asarray(table.layer), np.asarray(table.expert)
     sizes = np.zeros((int(layer.max(initial=-1)) + 1, int(table.n_expert)), dtype=np.int64)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import protocol
 
+if TYPE_CHECKING:
+    from .parts import Table
 
-def select_spans(select: protocol.Selection, table: Any, heat: NDArray[np.float64]) -> NDArray[np.int32]:
+
+def select_spans(select: protocol.Selection, table: Table, heat: NDArray[np.float64]) -> NDArray[np.int32]:
     """Ids in table order. Empty selection: all experts; the parts of a selection narrow each other down; `dense` adds
     the dense spans (of the chosen layers), and alone means those. Numbers that do not exist select nothing."""
     layer, expert = np.asarray(table.layer), np.asarray(table.expert)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from .heat import Heat
-from .ledger import Picture
+from .ledger import Picture, by_role
 from .placement import Placement
 
+if TYPE_CHECKING:
+    from .parts import Table
 
-def rows_by(by: str, seen: Picture, table: Any, placement: Placement | None) -> dict[str, Any]:
+
+def rows_by(by: str, seen: Picture, table: Table, placement: Placement | None) -> dict[str, Any]:
     """Rows by role, layer, node or tensor, as they were when the picture was made."""
     if by == "node" and placement is not None:
         rows, reason = placement.by_node(seen)
         return {"by": by, "rows": rows, "unknown_reason": reason}
-    keys: NDArray[Any]
-    name: Callable[[Any], str]
+    keys: NDArray[np.int32]
+    name: Callable[[int], str]
     if by == "layer":
         keys, name = seen.layer, str
     elif by == "tensor":
@@ -31,7 +34,7 @@ def rows_by(by: str, seen: Picture, table: Any, placement: Placement | None) -> 
         return {"by": by, "rows": rows, "unknown_reason": seen.unknown_reason}
     rows = []
     for key in np.unique(keys).tolist():
-        for role, chosen in (("dense", seen.expert < 0), ("expert", seen.expert >= 0)):
+        for role, chosen in by_role(seen.expert):
             mask = (keys == key) & chosen
             if mask.any():
                 rows.append(msgspec.to_builtins(seen.row(mask, 0, role)) | {by: name(key)})

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from hearthd.cyext.spans import FAILED, READY
 from numpy.typing import NDArray
 
 from .text import gib
+
+if TYPE_CHECKING:
+    from hearthd.cyext.populate_queue import PopulateQueue
+
+    from .parts import Table
 
 FIRST_PAUSE_SECONDS = 10.0  # doubled with each try
 LONGEST_PAUSE_SECONDS = 3600.0
@@ -22,7 +27,7 @@ LONGEST_PAUSE_SECONDS = 3600.0
 class Unreadable:
     """known: bool [n], in place; text: bytes and reasons for people, empty when everything can be read."""
 
-    def __init__(self, table: Any, queue: Any, paths: Sequence[str]) -> None:
+    def __init__(self, table: Table, queue: PopulateQueue, paths: Sequence[str]) -> None:
         self._table, self._queue, self._paths = table, queue, paths
         n = len(table.nbytes)
         self.known = np.zeros(n, dtype=bool)
@@ -69,5 +74,5 @@ class Unreadable:
         return ids
 
 
-def _more(ids: NDArray[Any]) -> str:
+def _more(ids: NDArray[np.intp]) -> str:
     return f", and {len(ids) - 1} more" if len(ids) > 1 else ""
