@@ -7,7 +7,6 @@ manager take none; such a byte is shown as `\\xff`. What opens the file keeps th
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
 
@@ -22,7 +21,7 @@ def plain(text: str) -> str:
     return shown.encode("utf-8", "backslashreplace").decode()
 
 
-def json(value: Any) -> bytes:
+def json(value: object) -> bytes:
     """JSON of anything that msgspec encodes; only a value with stray bytes in it pays for the look at its texts."""
     try:
         return _encoder.encode(value)
@@ -30,7 +29,7 @@ def json(value: Any) -> bytes:
         return _encoder.encode(_plain(msgspec.to_builtins(value)))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, str):
         return plain(value)
     if isinstance(value, dict):

@@ -6,7 +6,7 @@ An architecture names what it deviates in; what no second architecture needs sta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypedDict, Unpack
 
 from hearthd.daemon.model import positions
 from hearthd.daemon.model.graph import (
@@ -66,6 +66,14 @@ def attention_tensors(h: Hyper, t: Tensors, i: int, *, qk_norm: Literal["no", "h
         k_norm=t.vector(p + "attn_k_norm.weight", k if whole else h.head_k) if normed else None,
         whole=whole,
     )
+
+
+class Own(TypedDict, total=False):
+    """What may be one layer's own of its attention: arguments of attend."""
+
+    window: int
+    sinks: Weight | None
+    head_gate: Weight | None
 
 
 def attend(
@@ -169,8 +177,28 @@ def gating(keys: Keys, usual: int = SOFTMAX) -> int:
     return keys.choice("expert_gating_func", known, usual)
 
 
-def routing(keys: Keys, h: Hyper, usual: int = SOFTMAX, *, normalise: bool) -> dict[str, Any]:
-    """How a router's logits become a choice, as metadata says: arguments of Graph.route. usual, normalise: where it is
+class Routing(TypedDict, total=False):
+    """How a router's logits become a choice: arguments of Graph.route."""
+
+    gating: int
+    normalise: bool
+    scale: float
+    groups: int
+    groups_used: int
+
+
+class Feeding(Routing, total=False):
+    """What an architecture says of its experts: arguments of feed_routed."""
+
+    activation: int
+    limit: float
+    shared_activation: int
+    shared_limit: float
+    alpha: float
+
+
+def routing(keys: Keys, h: Hyper, usual: int = SOFTMAX, *, normalise: bool) -> Routing:
+    """How a router's logits become a choice, as metadata says. usual, normalise: where it is
     silent."""
     groups = keys.whole("expert_group_count", 0)
     chosen = keys.whole("expert_group_used_count", 0)
@@ -204,9 +232,9 @@ def feed_routed(
     shared_activation: int = SILU,
     shared_limit: float = 0.0,
     alpha: float = 0.0,
-    **routing: Any,
+    **routing: Unpack[Routing],
 ) -> Value:
-    """The experts that the router chooses (routing: arguments of Graph.route), and the shared one if there is one."""
+    """The experts that the router chooses, and the shared one if there is one."""
     logits = g.matmul(x, w.router, bias=(w.router_bias,))
     route = g.route(logits, h.n_expert_used, bias=w.choice_bias, **routing)
     out = g.experts(x, route, w.gate, w.up, w.down, activation=activation, limit=limit, alpha=alpha, bias=w.bias)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from hearthd.daemon.model import blocks
 from hearthd.daemon.model.graph import Graph, Tensors, Weight
@@ -50,10 +50,10 @@ def graph(
     g: Graph,
     *,
     neox: bool = True,
-    attention: Callable[[int], dict[str, Any]] = lambda layer: {},
-    **routing: Any,
+    attention: Callable[[int], blocks.Own] = lambda layer: {},
+    **experts: Unpack[blocks.Feeding],
 ) -> None:
-    """attention: what is a layer's own (arguments of blocks.attend); routing: arguments of blocks.feed_routed."""
+    """attention: what is a layer's own; experts: how they are chosen and fed."""
     rope = blocks.rope(g, h, w.ends)
     x = g.embed(w.ends.embedding)  # [n_embd]
     for i, layer in enumerate(w.layers):
@@ -61,7 +61,7 @@ def graph(
         x = blocks.attend(g, h, i, layer.attention, x, rope, neox=neox, **attention(i))
         f = g.rms_norm(x, layer.norm, h.epsilon)
         if isinstance(layer.feed, blocks.Routed):
-            x = g.add(x, blocks.feed_routed(g, h, layer.feed, f, **routing))
+            x = g.add(x, blocks.feed_routed(g, h, layer.feed, f, **experts))
         else:
             x = g.add(x, blocks.feed(g, layer.feed, f))
     blocks.finish(g, h, w.ends, x)

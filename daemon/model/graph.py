@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from hearthd.cyext import program as cy
@@ -18,6 +18,12 @@ from hearthd.daemon.model.gguf import ModelError
 from hearthd.daemon.model.hyper import MOST_WHOLE, Keys
 from hearthd.daemon.model.lowering import lower
 from hearthd.daemon.model.positions import Factors, Scaling, angles
+
+if TYPE_CHECKING:
+    from hearthd.daemon.model.gguf import ModelFile, Tensor
+    from hearthd.daemon.model.parts import Matrices
+    from hearthd.daemon.model.spans import SpanTable
+    from numpy.typing import NDArray
 
 SILU, SWIGLU_OAI, SWIGLU_LIMIT, GELU, SIGMOID_GATE, SIGMOID, SILU_ONLY = range(7)
 SOFTMAX, SIGMOID_GATING, SOFTMAX_CHOSEN = range(3)
@@ -29,13 +35,13 @@ MOST_VALUES = 1 << 20  # of a tensor whose values the graph is made of
 class Tensors:
     """Names tensors and checks them. A mismatch raises ModelError with tensor, shape found and shape expected.
 
-    model: a ModelFile; table: its SpanTable; program: takes the weights; keys: whose numbers the shapes were made of;
+    table: the model's; program: takes the weights; keys: whose numbers the shapes were made of;
     contents: whether scales are read, too, which lie all over the file. `read`: names that steps read; `looked_at`:
     names whose values the graph itself is made of.
     """
 
     def __init__(
-        self, model: Any, table: Any, program: Any, keys: Keys | None = None, *, contents: bool = True
+        self, model: ModelFile, table: SpanTable, program: Matrices, keys: Keys | None = None, *, contents: bool = True
     ) -> None:
         self._contents = contents
         self._model = model
@@ -57,13 +63,13 @@ class Tensors:
         said = self._keys.said() if self._keys is not None else ""
         return self.fail(name, f"{reason}; the metadata says {said}" if said else reason)
 
-    def _find(self, name: str) -> Any:
+    def _find(self, name: str) -> Tensor:
         tensor = self._model.tensors.get(name)
         if tensor is None:
             raise self._at_odds(name, "the tensor is missing")
         return tensor
 
-    def _shape(self, name: str, expected: tuple[int, ...]) -> Any:
+    def _shape(self, name: str, expected: tuple[int, ...]) -> Tensor:
         tensor = self._find(name)
         found = tuple(tensor.shape)
         padded = found + (1,) * (len(expected) - len(found))
@@ -87,18 +93,20 @@ class Tensors:
         t = self._shape(name, expected)
         return Weight(self._dense(t, rows * depth), name, rows * depth, cols)
 
-    def _dense(self, t: Any, rows: int, first: int = 0) -> int:
+    def _dense(self, t: Tensor, rows: int, first: int = 0) -> int:
         spans = [self._table.dense(t.name)]
         cols, scale = t.shape[0], self._scale(t.name)
         return int(self._program.weight(t.type, rows, cols, t.row_bytes, spans, first * t.row_bytes, scale))
 
-    def _scale(self, name: str, count: int = 1) -> np.ndarray | None:
+    def _scale(self, name: str, count: int = 1) -> NDArray[np.float32] | None:
         """`NAME.scale` of `NAME.weight`, by which the finished product is multiplied: one value, or one for each
         expert, as files with NVFP4 have them (the outer of its two levels; llama.cpp, convert_hf_to_gguf.py)."""
         name = name.removesuffix(".weight") + ".scale"
         return self.values(name, count, count, contents=self._contents) if name in self else None
 
-    def values(self, name: str, least: int = 1, most: int = MOST_VALUES, *, contents: bool = True) -> np.ndarray:
+    def values(
+        self, name: str, least: int = 1, most: int = MOST_VALUES, *, contents: bool = True
+    ) -> NDArray[np.float32]:
         """So many values of a small F32 tensor, read now, all finite: for what the graph itself is made of. Ones
         without contents, and for a model that is only planned."""
         t = self._find(name)
@@ -199,8 +207,20 @@ class Graph:
         """What follows belongs to this layer."""
         self._layer = number
 
-    def _call(self, kind: str, ins: Sequence[Value | None], outs: Sequence[Value], **rest: Any) -> Call:
-        call = Call(kind, self._layer, list(ins), list(outs), **rest)
+    def _call(
+        self,
+        kind: str,
+        ins: Sequence[Value | None],
+        outs: Sequence[Value],
+        *,
+        weights: Sequence[Weight | None] = (),
+        ints: Sequence[int] = (),
+        floats: Sequence[float] = (),
+        changes: Sequence[Value] = (),
+    ) -> Call:
+        call = Call(
+            kind, self._layer, list(ins), list(outs), list(weights), list(ints), list(floats), list(changes)
+        )
         call.selected = any(v.selected for v in ins if v is not None) or (kind == "select")
         for out in outs:
             if out.made_by is None:
@@ -242,7 +262,18 @@ class Graph:
         )
         return x
 
-    def matmul(self, x: Value, *matrices: Weight, bias: Sequence[Weight | None] = (), exact: bool = False) -> Any:
+    @overload
+    def matmul(
+        self, x: Value, matrix: Weight, /, *, bias: Sequence[Weight | None] = (), exact: bool = False
+    ) -> Value: ...
+    @overload
+    def matmul(
+        self, x: Value, one: Weight, two: Weight, /, *more: Weight, bias: Sequence[Weight | None] = (),
+        exact: bool = False,
+    ) -> tuple[Value, ...]: ...
+    def matmul(
+        self, x: Value, *matrices: Weight, bias: Sequence[Weight | None] = (), exact: bool = False
+    ) -> Value | tuple[Value, ...]:
         """Products with up to four matrices that read the same rows: one value, or a tuple of them. exact: the rows are
         not rounded to 8 bits, for what is narrow and steers much."""
         outs = []

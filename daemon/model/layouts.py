@@ -25,10 +25,10 @@ def tensor_list(architecture: str, hyper: Hyper, vocabulary: int, tied: bool) ->
     return tensors
 
 
-def at(hyper: Hyper, key: str, layer: int) -> Any:
+def at(hyper: Hyper, key: str, layer: int) -> int:
     """A hyperparameter that may be one number or a list of one per layer."""
     value = hyper[key]
-    return value[layer] if isinstance(value, list) else value
+    return int(value[layer] if isinstance(value, list) else value)
 
 
 def _attention(h: Hyper, i: int, bias: str = "", out_bias: bool = False, gated: bool = False) -> Tensors:

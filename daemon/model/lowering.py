@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hearthd.daemon.model.calls import Call, Value
+
+if TYPE_CHECKING:
+    from hearthd.daemon.model.parts import Operations
 
 # Operations whose rows neither see each other nor where they stand in the sequence.
 ROW_BY_ROW = frozenset({"norm", "matmul", "heads_matmul", "add", "scale", "activate", "copy", "route", "experts"})
 
 
-def lower(calls: list[Call], program: Any) -> None:
-    """Append to the program (cyext.program.Program) what the calls say, lookahead and early selection included."""
+def lower(calls: list[Call], program: Operations) -> None:
+    """Append to the program what the calls say, lookahead and early selection included."""
     add_lookahead(calls)
     select_early(calls)
     append(calls, program)
@@ -85,7 +88,7 @@ def select_early(calls: list[Call]) -> None:
     calls.remove(select)
 
 
-def append(calls: list[Call], program: Any) -> None:
+def append(calls: list[Call], program: Operations) -> None:
     """Give every value a buffer that no living value has, and append the operations to the program."""
     last: dict[Value, int] = {}
     for at, call in enumerate(calls):

@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from . import architectures
 from .gguf import TYPE_NAMES, ModelFile, Tensor, open_model
@@ -153,7 +154,7 @@ def disk_rate(path: str, amount: int = 96 << 20, piece: int = 4 << 20) -> float 
         os.close(descriptor)
 
 
-def _by_type(model: ModelFile, table: SpanTable, chosen: Any) -> dict[str, int]:
+def _by_type(model: ModelFile, table: SpanTable, chosen: npt.NDArray[np.bool_]) -> dict[str, int]:
     types = np.array([model.tensors[name].type for name in table.names], np.int64)[table.tensor[chosen]]
     found = {TYPE_NAMES[int(t)]: int(table.nbytes[chosen][types == t].sum()) for t in np.unique(types)}
     return dict(sorted(found.items(), key=lambda entry: -entry[1]))

@@ -13,10 +13,10 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from datetime import datetime
 from functools import wraps
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import jinja2
 from jinja2 import nodes
@@ -26,6 +26,8 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import concat as join_texts
+
+Thing = TypeVar("Thing")
 
 SECONDS = 2.0  # of processor time, for all attempts at one conversation; usual ones take milliseconds
 SIZE = 16 << 20  # characters or elements: more than a request can bring
@@ -122,13 +124,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if not self._budget.steps & 0xFF and time.thread_time() > self._budget.ends:
             raise OutOfBudget(f"it takes more than {SECONDS:g} seconds")
 
-    def counted(self, items: Iterable[Any]) -> Iterator[Any]:
+    def counted(self, items: Iterable[Thing]) -> Iterator[Thing]:
         """The items of a loop."""
         for item in items:
             self._tick()
             yield item
 
-    def joined(self, parts: list[Any]) -> str:
+    def joined(self, parts: list[object]) -> str:
         """Jinja's `a ~ b`."""
         return self.concat([str(self.measured(part)) for part in parts])
 
@@ -138,13 +140,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         _check_size(sum(map(len, kept)))
         return join_texts(kept)
 
-    def measured(self, value: Any) -> Any:
+    def measured(self, value: Thing) -> Thing:
         """A value about to be walked through whole."""
         if isinstance(value, list | tuple | dict):
             self._measure(value, [0])
         return value
 
-    def _measure(self, value: Any, total: list[int]) -> None:
+    def _measure(self, value: object, total: list[int]) -> None:
         self._tick()
         total[0] += len(value) if isinstance(value, str) else 1
         _check_size(total[0])
@@ -158,23 +160,23 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     # --- what a template may do
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+    def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
         # Templates made for llama.cpp keep lists (Kimi K2 with tools); what they see is a copy.
         return (attr in ("append", "pop") and type(obj) is list) or super().is_safe_attribute(obj, attr, value)
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+    def wrap_str_format(self, value: object) -> Callable[..., str] | None:
         """jinja2's stand-in for a text's `format` methods."""
         wrapped = super().wrap_str_format(value)
         if wrapped is None:
             return None
 
-        def measured(*args: Any, **kwargs: Any) -> str:
-            self._check_form(value.__self__, [*args, *kwargs.values()])
+        def measured(*args: object, **kwargs: object) -> str:
+            self._check_form(getattr(value, "__self__", ""), [*args, *kwargs.values()])
             return wrapped(*args, **kwargs)
 
         return measured
 
-    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+    def call(self, context: Context, obj: object, /, *args: object, **kwargs: object) -> object:
         self._tick()
         owner = getattr(obj, "__self__", None)
         if isinstance(owner, str):
@@ -186,7 +188,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                     self.measured(argument)
         return super().call(context, obj, *args, **kwargs)
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         if operator == "+" and _sized(left) and _sized(right):
             _check_size(len(left) + len(right))
         elif operator == "*":
@@ -201,18 +203,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self._check_form(left, right)
         return super().call_binop(context, operator, left, right)
 
-    def _check_form(self, form: str, values: Any) -> None:
+    def _check_form(self, form: str, values: object) -> None:
         """Before values are put into a form: `%5d`, `{:5}`. No conversation needs widths that are values themselves."""
         if _WIDTH.search(form):
             raise OutOfBudget("a formatted field is too wide")
         self.measured(values)
 
-    def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _bounded(self, name: str, function: Callable[..., object]) -> Callable[..., object]:
         """A filter whose arguments cannot make its result grow without end."""
         skipped = 1 if hasattr(function, "jinja_pass_arg") else 0
 
         @wraps(function)
-        def bounded(*args: Any, **kwargs: Any) -> Any:
+        def bounded(*args: object, **kwargs: object) -> object:
             self._tick()
             before, (value, *more) = args[:skipped], args[skipped:]
             given = (*more, *kwargs.values())
@@ -236,11 +238,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         return bounded
 
-    def _compared(self, test: Callable[..., Any]) -> Callable[..., Any]:
+    def _compared(self, test: Callable[..., object]) -> Callable[..., object]:
         """A test that looks into its values."""
 
         @wraps(test)
-        def compared(*values: Any) -> Any:
+        def compared(*values: object) -> object:
             for value in values:
                 self.measured(value)
             return test(*values)
@@ -249,7 +251,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _tojson(
         self,
-        value: Any,
+        value: object,
         ensure_ascii: bool = False,
         indent: int | None = None,
         separators: tuple[str, str] | None = None,
@@ -278,7 +280,7 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _sized(value: Any) -> bool:
+def _sized(value: object) -> TypeGuard[Sized]:
     return isinstance(value, str | bytes | list | tuple)
 
 
@@ -292,7 +294,7 @@ def _check_power(bits: int) -> None:
         raise OutOfBudget(f"it makes a number of {bits} bits")
 
 
-def _check_method(text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _check_method(text: str, name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
     """Before a method of a text runs whose result may be much longer than the text."""
     given = (*args, *kwargs.values())
     if name == "replace" and len(given) > 1 and isinstance(given[0], str) and isinstance(given[1], str):

@@ -72,7 +72,7 @@ class Shape:
         return replace(self, hyper=hyper)
 
 
-def _base(*numbers: Any, epsilon: float = 1e-6, rope: int | None = None) -> dict[str, Any]:
+def _base(*numbers: float, epsilon: float = 1e-6, rope: int | None = None) -> dict[str, Any]:
     """numbers: layers, width, heads, heads of keys and values, values in a head, context, base of the rotation."""
     layers, n, heads, kv, head, context, theta = numbers
     return {
@@ -82,7 +82,7 @@ def _base(*numbers: Any, epsilon: float = 1e-6, rope: int | None = None) -> dict
     }
 
 
-def _experts(count: int, used: int, ff: int, *, shared: int = 0, **more: Any) -> dict[str, Any]:
+def _experts(count: int, used: int, ff: int, *, shared: int = 0, **more: object) -> dict[str, Any]:
     keys = {"expert_count": count, "expert_used_count": used, "expert_feed_forward_length": ff}
     if shared:
         keys["expert_shared_feed_forward_length"] = shared
@@ -146,7 +146,7 @@ def _deepseek2() -> list[Shape]:
     """Latent attention: the cache holds 512 + 64 values per token and layer."""
 
     def hyper(*, heads: int, lead: int, experts: int, groups: tuple[int, int], scale: float, theta: float,
-              factor: float, context: int, **more: Any) -> dict[str, Any]:
+              factor: float, context: int, **more: object) -> dict[str, Any]:
         return {
             **_base(61, 7168, heads, 1, 576, context, theta, rope=64), "attention.value_length": 512,
             "attention.key_length_mla": 192, "attention.value_length_mla": 128, "attention.q_lora_rank": 1536,
@@ -226,8 +226,8 @@ def _others() -> list[Shape]:
 
 
 def _dense() -> list[Shape]:
-    def hyper(ff: int, *base: Any, **more: Any) -> dict[str, Any]:
-        return {**_base(*base, epsilon=more.pop("epsilon", 1e-6)), "feed_forward_length": ff, **more}
+    def hyper(ff: int, *base: float, epsilon: float = 1e-6, **more: object) -> dict[str, Any]:
+        return {**_base(*base, epsilon=epsilon), "feed_forward_length": ff, **more}
 
     llama3: dict[str, Any] = {"epsilon": 1e-5, "_rope_frequencies": 64, "_rope_scaling": (8.0, 1.0, 4.0, 8192)}
     return [

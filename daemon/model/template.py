@@ -19,6 +19,7 @@ from .conversation import Message, Unfit
 if TYPE_CHECKING:
     import jinja2
 
+    from .hyper import Metadata
     from .sandbox import Sandbox
     from .tokenizer import Tokenizer
 
@@ -79,17 +80,20 @@ class ChatTemplate:
         self._sandbox: Sandbox | None = None
 
     @staticmethod
-    def from_metadata(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
+    def from_metadata(metadata: Metadata, tokenizer: Tokenizer) -> ChatTemplate:
         """The template of `tokenizer.chat_template` (and `.tool_use`, for tools).
 
         A model without one gets ChatML and a `warning` if its vocabulary has ChatML's tokens, else TemplateError.
         """
-        source = metadata.get("tokenizer.chat_template")
-        tools_source = metadata.get("tokenizer.chat_template.tool_use")
-        warning = None
-        for key, found in (("tokenizer.chat_template", source), ("tokenizer.chat_template.tool_use", tools_source)):
+
+        def text(key: str) -> str | None:
+            found = metadata.get(key)
             if found is not None and not isinstance(found, str):
                 raise TemplateError(f"{key} is no text: use generate, not chat")
+            return found
+
+        source, tools_source = text("tokenizer.chat_template"), text("tokenizer.chat_template.tool_use")
+        warning = None
         if not source:
             if None in (tokenizer.find("<|im_start|>"), tokenizer.find("<|im_end|>")):
                 raise TemplateError("the model has no chat template (tokenizer.chat_template): use generate, not chat")
@@ -162,7 +166,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **arguments: Any,
+        **arguments: object,
     ) -> str:
         """What the template writes for messages. It writes BOS itself where it belongs.
 
@@ -218,44 +222,48 @@ class ChatTemplate:
             if template is None:
                 assert self._sandbox is not None
                 template = self._compiled[source] = self._sandbox.from_string(source)
-            return template.render({**_plain(variables), "messages": messages})
+            return template.render({**_copied(variables), "messages": messages})
         except Exception as error:  # a template is a foreign program: whatever it raises is its refusal
             line = getattr(error, "lineno", None)
             where = f" (line {line} of the template)" if line else ""
             raise TemplateError(f"chat template: {str(error)[:2000] or type(error).__name__}{where}") from error
 
 
-def _plain(value: Any) -> Any:
+def _copied(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of plain data, for a template to change as it likes."""
+    return {key: _copy(item) for key, item in fields.items()}
+
+
+def _copy(value: object) -> object:
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return _copied(value)
+    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _forms(messages: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """The messages as templates may want them, the likeliest first: as they came, with reasoning under every name that
     templates read; with the arguments of calls as objects, as text; all that with content as text; just as they came.
     """
-    named: list[dict[str, Any]] = _plain(messages)
+    named = list(map(_copied, messages))
     for message in named:
         message["content"] = message.get("content") or ""  # null, absent, no parts
         reasoning = next((message[name] for name in _REASONING if message.get(name) is not None), None)
         if reasoning is not None:
             message["reasoning_content"] = reasoning
             message.setdefault("thinking", reasoning)
-    joined: list[dict[str, Any]] = _plain(named)
+    joined = list(map(_copied, named))
     for message in joined:
         message["content"] = _joined(message["content"])
     for base in (named, joined) if joined != named else (named,):
-        yield _plain(base)
+        yield list(map(_copied, base))
         for convert in (_parsed, _written):
-            converted: list[dict[str, Any]] = _plain(base)
+            converted = list(map(_copied, base))
             for call in _calls(converted):
                 call["arguments"] = convert(call["arguments"])
             if converted != base:
                 yield converted
     if named != list(messages):
-        yield _plain(messages)
+        yield list(map(_copied, messages))
 
 
 def _calls(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -282,7 +290,7 @@ def _or_nothing(render: Callable[[], _Rendered]) -> str | None:
         return None
 
 
-def _joined(content: Any) -> Any:
+def _joined(content: object) -> object:
     texts: list[str] = []
     for part in content if isinstance(content, list) else ():
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
@@ -291,7 +299,7 @@ def _joined(content: Any) -> Any:
     return "".join(texts) if texts else content
 
 
-def _parsed(arguments: Any) -> Any:
+def _parsed(arguments: object) -> object:
     try:
         found = json.loads(arguments) if isinstance(arguments, str) else None
     except ValueError:
@@ -299,5 +307,5 @@ def _parsed(arguments: Any) -> Any:
     return found if isinstance(found, dict) else arguments
 
 
-def _written(arguments: Any) -> Any:
+def _written(arguments: object) -> object:
     return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, Mapping) else arguments

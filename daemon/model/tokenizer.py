@@ -10,11 +10,11 @@ from __future__ import annotations
 import codecs
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from sys import maxsize
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hearthd.cyext.bpe import Vocabulary
 from hearthd.cyext.names import Names
@@ -33,6 +33,9 @@ from .vocabulary import (
     TokenizerError,
     check,
 )
+
+if TYPE_CHECKING:
+    from .hyper import Array, Metadata
 
 __all__ = ["Detokenizer", "TextTooLong", "Tokenizer", "TokenizerError", "check"]
 
@@ -110,7 +113,7 @@ class Tokenizer:
         self.warnings: tuple[str, ...] = ()  # what a user should be told about this tokenizer; all after `prepare`
 
     @staticmethod
-    def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
+    def from_metadata(metadata: Metadata) -> Tokenizer:
         """Make the tokenizer that `tokenizer.ggml.model` and `tokenizer.ggml.pre` name.
 
         Arrays may be lists or objects with `tolist()`; strings are read when first needed. Raises TokenizerError.
@@ -364,11 +367,11 @@ class SentencePiece(Tokenizer):
         return (text.replace("▁", " ") if kind == NORMAL else text).encode()
 
 
-def _as_list(given: Any) -> list[Any]:
+def _as_list(given: Array) -> list[Any]:
     return given.tolist() if hasattr(given, "tolist") else list(given)
 
 
-def _as_bytes(given: Any) -> list[bytes]:
+def _as_bytes(given: Array) -> list[bytes]:
     """Strings as the file has them, from an array that can tell, else encoded."""
     return given.bytes() if hasattr(given, "bytes") else [_utf8(text) for text in _as_list(given)]
 

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 from .pretokenizers import KNOWN
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .hyper import Array, Metadata
 
 # Values of tokenizer.ggml.token_type (gguf's TokenType); 0 is written for what was not said.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -30,20 +36,20 @@ class TokenizerError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """The keys of one model, of the right types and lengths. Arrays have len() and tolist(), strings maybe bytes()."""
+    """The keys of one model, of the right types and lengths. Arrays may have tolist(), strings maybe bytes()."""
 
     model: str
     pre: str | None
-    tokens: Any  # strings
-    types: Any  # whole numbers, one a token, or None
-    scores: Any  # numbers, one a token; SentencePiece only
-    merges: Any  # strings; byte-level BPE only
+    tokens: Array  # strings
+    types: Array | None  # whole numbers, one a token, or None
+    scores: Array  # numbers, one a token; SentencePiece only, else empty
+    merges: Array  # strings; byte-level BPE only, else empty
     ids: dict[str, int | None]  # by role
     add_bos: bool | None
     space_prefix: bool
 
     @staticmethod
-    def read(metadata: Mapping[str, Any]) -> Declared:
+    def read(metadata: Metadata) -> Declared:
         """Raises TokenizerError naming the key that is missing, of the wrong type, or at odds with another."""
         model = metadata.get(PREFIX + "model")
         if not isinstance(model, str) or model not in MODELS:
@@ -59,29 +65,29 @@ class Declared:
             pre=_pre(metadata) if byte_level else None,
             tokens=tokens,
             types=_types(metadata, n) if PREFIX + "token_type" in metadata else None,
-            scores=None if byte_level else _scores(metadata, n),
-            merges=_array(metadata, "merges", strings=True) if byte_level else None,
+            scores=() if byte_level else _scores(metadata, n),
+            merges=_array(metadata, "merges", strings=True) if byte_level else (),
             ids={role: _token(metadata, role, n) for role in ROLES},
             add_bos=_flag(metadata, "add_bos_token", None),
             space_prefix=_flag(metadata, "add_space_prefix", True) is not False,
         )
 
 
-def check(metadata: Mapping[str, Any]) -> None:
+def check(metadata: Metadata) -> None:
     """All that a header can tell of its tokenizer, in a millisecond for 250,000 tokens. Raises TokenizerError."""
     Declared.read(metadata)
 
 
-def _pre(metadata: Mapping[str, Any]) -> str | None:
+def _pre(metadata: Metadata) -> str | None:
     name = metadata.get(PREFIX + "pre")
     if name is not None and (not isinstance(name, str) or name not in KNOWN):
         raise TokenizerError(f"{PREFIX}pre is {name!r:.80}: unknown pre-tokenizer; known: {', '.join(sorted(KNOWN))}")
     return name
 
 
-def _array(metadata: Mapping[str, Any], name: str, *, strings: bool = False, length: int | None = None) -> Any:
-    array: Any = metadata.get(PREFIX + name)
-    if not hasattr(array, "__len__") or not hasattr(array, "__getitem__") or isinstance(array, str | bytes | Mapping):
+def _array(metadata: Metadata, name: str, *, strings: bool = False, length: int | None = None) -> Array:
+    array = metadata.get(PREFIX + name)
+    if not _listed(array):
         raise TokenizerError(f"the metadata holds no array {PREFIX}{name}")
     found = _elements(array)
     if found != "nothing" and strings != (found == "string"):
@@ -91,7 +97,12 @@ def _array(metadata: Mapping[str, Any], name: str, *, strings: bool = False, len
     return array
 
 
-def _elements(array: Any) -> str:
+def _listed(value: object) -> TypeGuard[Array]:
+    sized = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    return sized and not isinstance(value, str | bytes | Mapping)
+
+
+def _elements(array: Array) -> str:
     """The type of an array's elements, in a GGUF header's words. `mixed` is no type at all."""
     if isinstance(word := getattr(array, "element", None), str):
         return word
@@ -105,7 +116,7 @@ def _elements(array: Any) -> str:
     return found.pop() if len(found) == 1 else "f64" if found == {"i64", "f64"} else "mixed"
 
 
-def _numbers(array: Any) -> Any:
+def _numbers(array: Array) -> NDArray[np.number | np.bool_]:
     import numpy
 
     if hasattr(array, "numpy"):
@@ -113,7 +124,7 @@ def _numbers(array: Any) -> Any:
     return numpy.asarray(array.tolist() if hasattr(array, "tolist") else array)
 
 
-def _types(metadata: Mapping[str, Any], n: int) -> Any:
+def _types(metadata: Metadata, n: int) -> Array:
     array = _array(metadata, "token_type", length=n)
     if _elements(array) not in _WHOLE:
         raise TokenizerError(f"{PREFIX}token_type holds {_elements(array)}, not whole numbers")
@@ -125,7 +136,7 @@ def _types(metadata: Mapping[str, Any], n: int) -> Any:
     return array
 
 
-def _scores(metadata: Mapping[str, Any], n: int) -> Any:
+def _scores(metadata: Metadata, n: int) -> Array:
     array = _array(metadata, "scores", length=n)
     if _elements(array) not in _WHOLE | _REAL:
         raise TokenizerError(f"{PREFIX}scores holds {_elements(array)}, not numbers")
@@ -137,7 +148,7 @@ def _scores(metadata: Mapping[str, Any], n: int) -> Any:
     return array
 
 
-def _token(metadata: Mapping[str, Any], role: str, n: int) -> int | None:
+def _token(metadata: Metadata, role: str, n: int) -> int | None:
     key = f"{PREFIX}{role}_token_id"
     token = metadata.get(key)
     if token is None:
@@ -151,7 +162,7 @@ def _token(metadata: Mapping[str, Any], role: str, n: int) -> int | None:
     return token
 
 
-def _flag(metadata: Mapping[str, Any], name: str, default: bool | None) -> bool | None:
+def _flag(metadata: Metadata, name: str, default: bool | None) -> bool | None:
     value = metadata.get(PREFIX + name, default)
     if value is default or (isinstance(value, int) and value in (0, 1)):
         return None if value is None else bool(value)

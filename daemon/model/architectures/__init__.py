@@ -10,7 +10,6 @@ import importlib
 import re
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 from ..gguf import ModelError, ModelFile
 from ..hyper import MOST_WHOLE, BadKey, Hyper, Keys
@@ -109,7 +108,7 @@ def check(model: ModelFile) -> Checked:
     class Nowhere:
         """Takes weights and keeps none: nothing is run here."""
 
-        def weight(self, *parts: Any) -> int:
+        def weight(self, *parts: object) -> int:
             return 0
 
     module, keys, hyper = _read(model)

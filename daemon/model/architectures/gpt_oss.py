@@ -6,7 +6,6 @@ The last act follows openai/gpt-oss, gpt_oss/torch/model.py; the norm before the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from hearthd.daemon.model import blocks, decoder
 from hearthd.daemon.model.graph import SOFTMAX_CHOSEN, SWIGLU_OAI, Graph, Tensors, Weight
@@ -34,8 +33,8 @@ def tensors(h: Hyper, t: Tensors) -> Weights:
 
 
 def graph(h: Hyper, w: Weights, g: Graph) -> None:
-    def attention(layer: int) -> dict[str, Any]:
+    def attention(layer: int) -> blocks.Own:
         return {"window": h.more["window"] if layer % 2 == 0 else 0, "sinks": w.sinks[layer]}
 
-    experts: dict[str, Any] = {"activation": SWIGLU_OAI, "limit": LIMIT, "alpha": ALPHA, "gating": h.more["gating"]}
+    experts: blocks.Feeding = {"activation": SWIGLU_OAI, "limit": LIMIT, "alpha": ALPHA, "gating": h.more["gating"]}
     decoder.graph(h, w.decoder, g, attention=attention, **experts)

@@ -8,9 +8,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from ...residency.text import gib
 from ..gguf import TYPE_BLOCKS, TYPE_NAMES
@@ -24,6 +25,8 @@ from .write import encode_header, new_file, padded
 PIECE = 8 << 20
 
 Progress = Callable[[int, int], None]
+Piece = bytes | npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ def synthesise(path: str | os.PathLike[str], shape: str | Shape, size: int | Non
     return Synthesis(os.fspath(path), cut, total, full.n_layer, full.n_expert)
 
 
-def _write_all(file: Any, data: Any) -> int:
-    view = memoryview(data).cast("B")
+def _write_all(file: BinaryIO, data: Piece) -> int:
+    view = memoryview(data if isinstance(data, bytes) else data.data).cast("B")
     done = 0
     while done < len(view):
         done += file.write(view[done:])
@@ -157,7 +160,7 @@ def metadata(shape: Shape, recipe: str, seed: int) -> dict[str, Any]:
     }
 
 
-def _pieces(tensor: Planned, shape: Shape, seed: int, slope: float) -> Iterator[Any]:
+def _pieces(tensor: Planned, shape: Shape, seed: int, slope: float) -> Iterator[Piece]:
     """The tensor's bytes, piece by piece, with the padding after it."""
     rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(tensor.name.encode())]))
     base = tensor.name.split(".", 2)[-1] if tensor.name.startswith("blk.") else tensor.name
@@ -188,7 +191,9 @@ def _deviation(base: str, shape: tuple[int, ...]) -> float:
     return _STRENGTH.get(base, 1.0) / float(np.sqrt(shape[0]))
 
 
-def _small(base: str, tensor: Planned, rng: np.random.Generator, slope: float, shape: Shape) -> Any:
+def _small(
+    base: str, tensor: Planned, rng: np.random.Generator, slope: float, shape: Shape
+) -> Floats | npt.NDArray[np.float32] | None:
     """Values of the tensors that are no plain product's: router, norms, biases, recurrence; None for the others."""
     n = tensor.shape[0]
     if base == "ffn_gate_inp.weight":
@@ -208,7 +213,7 @@ def _small(base: str, tensor: Planned, rng: np.random.Generator, slope: float, s
     return None
 
 
-def _rope_factors(n: int, shape: Shape) -> Any:
+def _rope_factors(n: int, shape: Shape) -> Floats:
     """What each of the n frequencies is divided by (transformers, modeling_rope_utils: _compute_llama3_parameters)."""
     factor, low, high, original = shape.hyper["_rope_scaling"]
     wavelength = 2 * np.pi * float(shape.hyper["rope.freq_base"]) ** (np.arange(n) / n)

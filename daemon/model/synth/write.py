@@ -4,15 +4,17 @@ Owns the byte layout (ggml/docs/gguf.md, version 3) and that an unfinished file 
 """
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..hyper import Metadata
+
 ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
-_SCALARS = {bool: (7, "<?"), int: (4, "<I"), float: (6, "<f")}
+_SCALARS: dict[type, tuple[int, str]] = {bool: (7, "<?"), int: (4, "<I"), float: (6, "<f")}
 
 
 def _string(text: str) -> bytes:
@@ -29,7 +31,7 @@ def _array(values: list[Any]) -> bytes:
     return struct.pack("<IQ", kind, len(values)) + np.array(values, dtype).tobytes()
 
 
-def encode_value(value: Any) -> bytes:
+def encode_value(value: object) -> bytes:
     """Type and value: str, bool, int (u32; u64 beyond), float (f32), or a list of str, bool, int (i32) or float."""
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _string(value)
@@ -41,7 +43,7 @@ def encode_value(value: Any) -> bytes:
     return struct.pack("<I", kind) + struct.pack(layout, value)
 
 
-def encode_header(metadata: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int, ...], int, int]]) -> bytes:
+def encode_header(metadata: Metadata, tensors: Iterable[tuple[str, tuple[int, ...], int, int]]) -> bytes:
     """The header with its padding. tensors: (name, shape with columns first, type, bytes), laid out in this order."""
     infos, offset, count = [], 0, 0
     for name, shape, type_, nbytes in tensors:
