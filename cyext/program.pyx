@@ -149,6 +149,8 @@ cdef class State:
     def settle(self, int64_t tokens):
         """What the last step made of the recurrent state is the session's from now on, which has so many tokens with it.
         Not for a step that failed: then all is as it was before."""
+        if self.tail is NULL and self.state is NULL:
+            return
         if tokens < self.tokens:
             raise ValueError(f"{tokens} tokens after {self.tokens}")
         self.tail, self.tail_next = self.tail_next, self.tail
