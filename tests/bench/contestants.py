@@ -86,6 +86,7 @@ class Setting:
     threads: int = 2
     context: int = 2048
     temperature: float = 0.0  # above 0: plain sampling, no filters, the same seed for all
+    slots: int = 1  # answers at a time, each of `context` tokens
 
 
 class Contestant(abc.ABC):
@@ -97,6 +98,7 @@ class Contestant(abc.ABC):
         self.process: subprocess.Popen[bytes] | None = None
         self.started = 0.0
         self.log = b""
+        self._owner = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @abc.abstractmethod
@@ -130,7 +132,7 @@ class Contestant(abc.ABC):
         if cgroup is not None:
             command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(cgroup / "cgroup.procs"), *command]
         with open(folder / "log", "wb") as log:
-            self.started = time.monotonic()
+            self.started, self._owner = time.monotonic(), os.getpid()
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -147,6 +149,8 @@ class Contestant(abc.ABC):
         return self.process.pid
 
     def _check(self) -> None:
+        if self._owner != os.getpid():
+            return  # a client forked from who started it: only that one is told of its end
         if self.process is None or self.process.poll() is not None:
             code = None if self.process is None else self.process.returncode
             raise ContestantFailed(f"{self.name} ended with {code}: {self.tail()}")
@@ -217,7 +221,8 @@ class LlamaServer(Contestant):
             self.port = probe.getsockname()[1]
         use = self.setting
         own = ["-m", use.model, "--host", "127.0.0.1", "--port", str(self.port)]
-        common = ["-t", str(use.threads), "-c", str(use.context), "-np", "1", "--cache-ram", "0"]
+        room = ["-c", str(use.context * use.slots), "-np", str(use.slots)]
+        common = ["-t", str(use.threads), *room, "--cache-ram", "0"]
         return [use.binary, *own, *common, *use.options]
 
     def is_ready(self) -> bool:
@@ -278,13 +283,11 @@ class LlamaServer(Contestant):
 
 
 class Hearthd(Contestant):
-    """hearthd: READY over a notify socket of our own, one DEALER socket on its control endpoint."""
+    """hearthd: READY over a notify socket of our own, a DEALER socket on its control endpoint for each answer."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._notify: socket.socket | None = None
-        self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._control: zmq.Socket[bytes] | None = None
         self._endpoint = ""
 
     def prepare(self, folder: Path) -> None:
@@ -296,7 +299,8 @@ class Hearthd(Contestant):
     def command(self, folder: Path) -> list[str]:
         use = self.setting
         own = [use.model, "--control", self._endpoint, "--telemetry", f"ipc://{folder}/telemetry"]
-        return [use.binary, *own, "--threads", str(use.threads), "--context", str(use.context), *use.options]
+        room = ["--context", str(use.context), *(["--sessions", str(use.slots)] if use.slots > 1 else [])]
+        return [use.binary, *own, "--threads", str(use.threads), *room, *use.options]
 
     def environment(self, folder: Path) -> dict[str, str]:
         # A state directory of its own: heat of an earlier run must not order this one's sweep.
@@ -312,15 +316,7 @@ class Hearthd(Contestant):
         except TimeoutError:
             return False
 
-    def _socket(self) -> zmq.Socket[bytes]:
-        if self._control is None:
-            self._control = self._zmq.socket(zmq.DEALER)
-            self._control.linger = 500
-            self._control.connect(self._endpoint)
-        return self._control
-
     def stream(self, tokens: list[int], answer: Answer, count: int, deadline: float) -> Iterator[int | None]:
-        control = self._socket()
         request = {
             "op": "generate",
             "id": "bench",
@@ -336,24 +332,24 @@ class Hearthd(Contestant):
             "ignore_eos": True,
             "stream": True,
         }
-        control.send_multipart([b"", json.dumps(request).encode()])
-        while (left := deadline - time.monotonic()) > 0:
-            if not control.poll(int(min(left, 1.0) * 1000)):
-                self._check()  # a socket does not tell that the other side is gone
-                continue
-            reply = json.loads(control.recv_multipart()[-1])
-            match reply.get("event"):
-                case "token":
-                    yield reply["token"]
-                case "done":
-                    return
-                case "error":
-                    raise ContestantFailed(f"{self.name}: {reply}")
+        with zmq.Context.instance().socket(zmq.DEALER) as control:  # of this process: clients may be forked ones
+            control.linger = 500
+            control.connect(self._endpoint)
+            control.send_multipart([b"", json.dumps(request).encode()])
+            while (left := deadline - time.monotonic()) > 0:
+                if not control.poll(int(min(left, 1.0) * 1000)):
+                    self._check()  # a socket does not tell that the other side is gone
+                    continue
+                reply = json.loads(control.recv_multipart()[-1])
+                match reply.get("event"):
+                    case "token":
+                        yield reply["token"]
+                    case "done":
+                        return
+                    case "error":
+                        raise ContestantFailed(f"{self.name}: {reply}")
 
     def release(self) -> None:
-        if self._control is not None:
-            self._control.close()
-            self._control = None
         if self._notify is not None:
             self._notify.close()
             self._notify = None
@@ -365,17 +361,19 @@ def has_option(binary: str, option: str) -> bool:
     return option in (done.stdout + done.stderr).replace(",", " ").split()
 
 
-LLAMA_SETTINGS = {
-    "default": "",
-    "no-warmup": "--no-warmup",
-    "no-warmup no-repack": "--no-warmup --no-repack",
-}
-IK_SETTINGS = {
-    "default": "",
-    "no-warmup": "--no-warmup",
-    "defer": "--defer-experts",
-    "no-warmup prefetch": "--no-warmup --prefetch-experts",
-    "defer prefetch": "--defer-experts --prefetch-experts",
+START_SETTINGS = {
+    "llama.cpp": {
+        "default": "",
+        "no-warmup": "--no-warmup",
+        "no-warmup no-repack": "--no-warmup --no-repack",
+    },
+    "ik": {
+        "default": "",
+        "no-warmup": "--no-warmup",
+        "defer": "--defer-experts",
+        "no-warmup prefetch": "--no-warmup --prefetch-experts",
+        "defer prefetch": "--defer-experts --prefetch-experts",
+    },
 }
 
 
@@ -397,8 +395,13 @@ def add_arguments(parser: argparse.ArgumentParser, temperature: float = 0.0) -> 
     parser.add_argument("--json", help="write the results there")
 
 
-def contestants_of(given: argparse.Namespace) -> dict[str, Contestant]:
-    """All contestants whose programs were given and, with `only`, whose name contains one of its words."""
+def contestants_of(
+    given: argparse.Namespace, settings: dict[str, dict[str, str]] | None = None, slots: int = 1
+) -> dict[str, Contestant]:
+    """All contestants whose programs were given and, with `only`, whose name contains one of its words.
+
+    settings: options of the others' by family and name; None: those of a start. slots: answers at a time of each.
+    """
     found: dict[str, Contestant] = {}
 
     def add(kind: type[LlamaServer] | type[Hearthd], name: str, binary: str, options: list[str]) -> None:
@@ -406,7 +409,14 @@ def contestants_of(given: argparse.Namespace) -> dict[str, Contestant]:
         if wanted and all(has_option(binary, option) for option in options if option.startswith("--")):
             found[name] = kind(
                 Setting(
-                    name, binary, os.path.abspath(given.model), options, given.threads, given.context, given.temperature
+                    name,
+                    binary,
+                    os.path.abspath(given.model),
+                    options,
+                    given.threads,
+                    given.context,
+                    given.temperature,
+                    slots,
                 )
             )
 
@@ -414,12 +424,9 @@ def contestants_of(given: argparse.Namespace) -> dict[str, Contestant]:
     if hearthd is not None:
         for text in given.hearthd_options or [""]:
             add(Hearthd, f"hearthd {text}".strip(), hearthd, shlex.split(text))
-    for family, binary, settings in (
-        ("llama.cpp", given.llama_server, LLAMA_SETTINGS),
-        ("ik", given.ik_server, IK_SETTINGS),
-    ):
+    for family, binary in (("llama.cpp", given.llama_server), ("ik", given.ik_server)):
         if binary is not None:
-            for setting, text in settings.items():
+            for setting, text in (settings or START_SETTINGS)[family].items():
                 add(LlamaServer, f"{family} {setting}", binary, shlex.split(text))
     return found
 
