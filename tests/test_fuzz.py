@@ -1,5 +1,6 @@
 """Short runs of the harnesses in tests/fuzz, each as it is run for long: no changed header, no message of any kind and
-no client that does not read may do harm. Seeds and counts are fixed; what they find is in the output."""
+no client that does not read may do harm, nor many clients to each other. Seeds and counts are fixed; what they find is
+in the output."""
 
 from __future__ import annotations
 
@@ -37,3 +38,7 @@ def test_a_bystander_is_answered_beside_messages_of_all_kinds() -> None:
 @pytest.mark.parametrize("kind", ["long id", "16 connections", "tokenize 8", "prompts of 4 MB, 8"])
 def test_little_is_held_for_who_does_not_read(kind: str) -> None:
     run("tests.fuzz.unread", "--only", kind, "--seconds", "2")
+
+
+def test_every_answer_beside_others_is_the_one_alone() -> None:
+    run("tests.fuzz.soak", "--minutes", "0.1", "--clients", "8", "--deck", "10", "--longest", "60", "--settle", "0")
