@@ -350,7 +350,10 @@ def tests_of(
 
 
 def batches_of(
-    prompts: Sequence[int], generations: Sequence[int], depths: Sequence[int], batches: Sequence[int],
+    prompts: Sequence[int],
+    generations: Sequence[int],
+    depths: Sequence[int],
+    batches: Sequence[int],
     sessions: Sequence[int],
 ) -> Iterator[Batch]:
     """Depth by depth, prompt by prompt: all numbers of sessions, so that what they cost stands one above the other."""

@@ -1,7 +1,8 @@
 """Prompt and generation rates on one GGUF file, side by side with llama.cpp and ik_llama.cpp, everything resident.
 
 Owns the comparison: `hearthctl bench` measures ours, the others' llama-bench theirs, alternating, with the same
-threads. The file is held in memory by this process throughout; the memory's own bandwidth is measured in the same run.
+threads. With --sessions it is so many sessions in the same steps, and the others' llama-batched-bench. The file is held
+in memory by this process throughout; the memory's own bandwidth is measured in the same run.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import argparse
 import ctypes
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import machine as bare
+from contestants import find_program
 from measures import figure, holding, machine, note, quote, ratio, rounds_of, shards, table, write_json
 
 Parse = Callable[[str], list[tuple[str, list[float]]]]
@@ -52,6 +53,27 @@ def parse_llama_bench(text: str) -> list[tuple[str, list[float]]]:
     return [(f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}", row["samples_ts"]) for row in rows]
 
 
+def parse_hearthctl_batches(text: str) -> list[tuple[str, list[float]]]:
+    found = []
+    for row in json.loads(text)["results"]:
+        for what, count, seconds in (("pp", row["pp"], row["samples_t_pp"]), ("tg", row["tg"], row["samples_t_tg"])):
+            if count:
+                found.append((f"{what} x {row['pl']}", [row["pl"] * count / each for each in seconds]))
+    return found
+
+
+def parse_batched_bench(text: str) -> list[tuple[str, list[float]]]:
+    """Lines of llama-batched-bench's table: PP, TG, B, N_KV, T_PP, S_PP, T_TG, S_TG, T, S."""
+    found = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if len(cells) == 10 and cells[0].isdigit():
+            found += [(f"pp x {cells[2]}", [float(cells[5])]), (f"tg x {cells[2]}", [float(cells[7])])]
+    if not found:
+        raise ValueError(f"no table: {text[-300:]!r}")
+    return found
+
+
 class Program:
     """A contestant: a command that measures by itself and prints JSON."""
 
@@ -67,14 +89,41 @@ class Program:
         )
         if done.returncode:
             raise RuntimeError(f"{self.name} ended with {done.returncode}: {done.stderr[-500:]}")
-        return self.parse(done.stdout)
+        # Some of the others write their table to stderr.
+        return self.parse(done.stdout if done.stdout.strip() else done.stderr)
 
 
 def contestants(given: argparse.Namespace) -> dict[str, Program]:
+    """All whose programs were given; with `only`, whose name contains one of its words."""
+    found = batched(given) if given.sessions else single(given)
+    words = given.only.split(",") if given.only else [""]
+    return {program.name: program for program in found if any(word in program.name for word in words)}
+
+
+def batched(given: argparse.Namespace) -> list[Program]:
+    size = [str(given.prompt), str(given.generate)]
+    room = str(max(map(int, given.sessions.split(","))) * (given.prompt + given.generate))
+    found: list[Program] = []
+    if (hearthctl := find_program(given.hearthctl, "hearthctl")) is not None:
+        test = ["-p", size[0], "-n", size[1], "-t", str(given.threads), "-r", str(given.repetitions)]
+        command = [hearthctl, "bench", given.model, "-B", given.sessions, *test, "--json"]
+        found.append(Program("hearthd", "hearthd", command, parse_hearthctl_batches))
+    test = ["-npp", size[0], "-ntg", size[1], "-npl", given.sessions, "-c", room, "-t", str(given.threads)]
+    for family, binary, settings in (
+        ("llama.cpp", given.llama_batched_bench, {"default": [], "no-repack": ["--no-repack"]}),
+        ("ik", given.ik_batched_bench, {"default": [], "repacked": ["--run-time-repack"]}),
+    ):
+        if binary:
+            for name, options in settings.items():
+                command = [binary, "-m", given.model, *test, *options]
+                found.append(Program(f"{family} {name}", family, command, parse_batched_bench))
+    return found
+
+
+def single(given: argparse.Namespace) -> list[Program]:
     test = ["-p", str(given.prompt), "-n", str(given.generate), "-t", str(given.threads), "-r", str(given.repetitions)]
     found: list[Program] = []
-    if given.hearthctl != "none":
-        hearthctl = given.hearthctl or shutil.which("hearthctl") or "hearthctl"
+    if (hearthctl := find_program(given.hearthctl, "hearthctl")) is not None:
         for isa in [None, *(word for word in given.isa.split(",") if word)]:
             name = f"hearthd {isa}" if isa else "hearthd"
             command = [hearthctl, "bench", given.model, *test, "--json"]
@@ -92,8 +141,7 @@ def contestants(given: argparse.Namespace) -> dict[str, Program]:
         for repack in "01":
             command = [given.ik_bench, "-m", given.model, *test, "-fa", "1", "-rtr", repack, "-o", "json"]
             found.append(Program(f"ik fa 1 rtr {repack}", "ik", command, parse_llama_bench))
-    words = given.only.split(",") if given.only else [""]
-    return {program.name: program for program in found if any(word in program.name for word in words)}
+    return found
 
 
 def best_of(
@@ -157,6 +205,9 @@ def main() -> int:
     parser.add_argument("--llama-bench", help="llama.cpp's")
     parser.add_argument("--llama-bench-avx2", help="llama.cpp's, built for AVX2 only")
     parser.add_argument("--ik-bench", help="ik_llama.cpp's llama-bench")
+    parser.add_argument("--sessions", help="so many at once instead: 1,2,4,8; with the next two")
+    parser.add_argument("--llama-batched-bench", help="llama.cpp's")
+    parser.add_argument("--ik-batched-bench", help="ik_llama.cpp's")
     parser.add_argument("--only", help="contestants whose name contains one of these words (comma)")
     parser.add_argument("-p", "--prompt", type=int, default=512)
     parser.add_argument("-n", "--generate", type=int, default=64)

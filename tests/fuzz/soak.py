@@ -80,9 +80,9 @@ def deck_of(daemon: Daemon, count: int, seed: int, longest: int) -> list[Questio
 class Guest:
     """One client: asks until `until`, then tells."""
 
-    def __init__(self, endpoint: str, deck: Sequence[Question], seed: str, until: float, patience: float) -> None:
+    def __init__(self, endpoint: str, deck: Sequence[Question], name: str, until: float, patience: float) -> None:
         self._endpoint, self._deck, self._until, self._patience = endpoint, deck, until, patience
-        self._chance = random.Random(seed)
+        self._name, self._chance = name, random.Random(name)
         self._asked: Counter[str] = Counter()
         self._wrong: list[str] = []
         self._first = self._last = 0.0
@@ -106,32 +106,32 @@ class Guest:
 
     def _ask(self, client: Client, kind: str, question: Question) -> None:
         began = time.monotonic()
-        request = question.request | ({"stream": True, "id": "mine"} if kind != "whole" else {})
+        mine = f"{self._name} {self._asked.total()}"  # a cancel means whoever's request has that id
+        request = question.request | ({"stream": True, "id": mine} if kind != "whole" else {})
         client.send(request)
         reply = client.take(self._patience)
         self._first = max(self._first, time.monotonic() - began)
         leaves = self._chance.randrange(1, 1 + question.request.get("max_tokens", 1))
         texts = []
-        while reply["event"] == "token":
+        while reply["event"] == "token" or reply.get("id") == "end":
+            if reply.get("id") == "end":  # the cancel's own, before what comes of it or after the request's last
+                reply = client.take(self._patience)
+                continue
             texts.append(reply["text"])
             if len(texts) == leaves and kind == "leaves":
                 return
             if len(texts) == leaves and kind == "cancels":
-                client.send({"op": "cancel", "target": "mine", "id": "end"})
+                client.send({"op": "cancel", "target": mine, "id": "end"})
             if kind == "slow":
                 time.sleep(self._chance.random() * 0.05)
             reply = client.take(self._patience)
-        if kind == "cancels":  # it may have ended before
-            while reply["event"] == "token" or reply.get("id") == "end":
-                reply = client.take(self._patience)
-            if reply["event"] == "done" and reply["reason"] == "cancelled":
-                expected = question.answer["tokens"]
-                if reply["tokens"] != expected[: len(reply["tokens"])]:
-                    self._note(f"{kind}: {reply['tokens']} is not the beginning of {expected}: {question.request}")
-                return
-        if essence(reply) != question.answer:
+        if kind == "cancels" and reply.get("reason") == "cancelled":
+            expected = question.answer["tokens"]
+            if reply["tokens"] != expected[: len(reply["tokens"])]:
+                self._note(f"{kind}: {reply['tokens']} is not the beginning of {expected}: {question.request}")
+        elif essence(reply) != question.answer:
             self._note(f"{kind}: {essence(reply)} instead of {question.answer} to {question.request}")
-        elif texts and "".join(texts) != reply["text"]:
+        if texts and reply["event"] == "done" and "".join(texts) != reply["text"]:
             self._note(f"{kind}: events say {''.join(texts)!r}, the end {reply['text']!r}")
 
     def _note(self, text: str) -> None:
