@@ -41,12 +41,12 @@ def register(add: Add) -> None:
 
 
 def run_bench(given: argparse.Namespace) -> None:
-    from ..bench import Batch, Bench, batches_of, tests_of
+    from ..bench import Batch, Bench, Test, batches_of, tests_of
 
     if given.repetitions < 1:
         raise CommandError("at least one repetition is needed")
     lists = (given.n_prompt, given.n_gen, given.n_depth or [0], given.batch_size or [512])
-    tests = list(batches_of(*lists, given.sessions) if given.sessions else tests_of(*lists))
+    tests: list[Test | Batch] = [*(batches_of(*lists, given.sessions) if given.sessions else tests_of(*lists))]
     if not tests or any(test.batch < 1 for test in tests):
         raise CommandError("nothing to measure: give -p or -n, and a batch size of at least 1")
     sessions = max(given.sessions, default=1)
@@ -80,7 +80,7 @@ def run_bench(given: argparse.Namespace) -> None:
     finally:
         bench.close()
     if given.json:
-        results = [result.as_dict() for result in (*singles, *batches)]
+        results = [*(result.as_dict() for result in singles), *(result.as_dict() for result in batches)]
         data = {"model": path, "name": name, "bytes": nbytes, "architecture": architecture, "results": results}
         print_json(data)
         return
