@@ -221,7 +221,7 @@ cdef class Program:
         self.p.max_used, self.p.vocabulary = max_used, vocabulary
         self.layer_now = -1
         self.keep, self.ops, self.weights, self.buffers, self.streams, self.ropes = [], [], [], [], [], []
-        self.shapes = operands.Program(self.buffers, [], [], [], n_layers, n_experts, max_used, vocabulary, 0)
+        self.shapes = operands.Program(self.buffers, [], [], [], n_layers, n_experts, max_used, vocabulary, delta_tail)
         self.nodes = []
         self.reads = None
         self.expert_counts = np.zeros((max(n_layers, 1), max(n_experts, 1)), dtype=np.uint64)
