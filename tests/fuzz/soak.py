@@ -220,7 +220,7 @@ def main() -> int:
     with Daemon(given.model or small_model(), *options) as daemon:
         print(f"{given.clients} clients for {given.minutes:g} minutes, seed {given.seed}", flush=True)
         faults = soak(daemon, given)
-        if faults:
+        if daemon.tracebacks() or not daemon.alive:
             print(daemon.log[-3000:])
     print(f"faults: {faults}")
     return 1 if faults else 0
