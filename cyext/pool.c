@@ -99,19 +99,11 @@ void hd_pool_cooled(hd_pool *p, const int32_t *blocks, int32_t n) {
 }
 
 size_t hd_pool_resident(const hd_pool *p) {
-    enum { PAGES = 4096 };
-    unsigned char there[PAGES];
-    size_t pages = 0;
-    if (!p->base) return 0;
-    for (int32_t block = 0; block < p->n_fresh; block++) {
-        if (!p->touched[block] && !p->holders[block]) continue;
-        size_t whole = p->block_bytes / 4096;
-        for (size_t at = 0; at < whole; at += PAGES) {
-            size_t n = whole - at < PAGES ? whole - at : PAGES;
-            if (mincore(hd_pool_at(p, block) + at * 4096, n * 4096, there)) pages += n;
-            else
-                for (size_t k = 0; k < n; k++) pages += there[k] & 1;
-        }
+    size_t bytes = 0;
+    for (int32_t block = 0, end; p->base && block < p->n_fresh; block = end) {
+        int there = p->touched[block] || p->holders[block];
+        for (end = block + 1; end < p->n_fresh && (p->touched[end] || p->holders[end]) == there; end++) {}
+        if (there) bytes += hd_pages_resident(hd_pool_at(p, block), (size_t)(end - block) * p->block_bytes);
     }
-    return pages * 4096;
+    return bytes;
 }

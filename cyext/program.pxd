@@ -34,6 +34,7 @@ cdef extern from "steps/memory.h" nogil:
     void hd_memory_free(void *memory)
     void hd_memory_release(void *memory)
     void hd_memory_small_pages(void *memory)
+    size_t hd_memory_resident(const void *memory)
 
 
 cdef extern from "steps/step.h" nogil:

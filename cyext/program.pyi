@@ -44,7 +44,7 @@ class Program:
     layer: int
     recurrent: bool
     session_bytes: int
-    buffer_bytes: int
+    sessions_open: int
     def __init__(
         self, spans: Spans, queue: PopulateQueue | None, teams: Teams, isa: str | None, max_rows: int, n_layers: int,
         n_experts: int, max_used: int, vocabulary: int,
@@ -72,6 +72,7 @@ class Program:
     def matrices(self) -> list[tuple[npt.NDArray[np.int32], int, int, int, str, int]]: ...
     def pool_layout(self) -> tuple[int, int, list[tuple[int, int, int]]]: ...
     def finish(self, n_blocks: int) -> None: ...
+    def resident(self) -> int: ...
     def session(self) -> State: ...
     def run(
         self, parts: list[tuple[State, npt.NDArray[np.int32], int, npt.NDArray[np.float32] | None]]

@@ -94,6 +94,7 @@ cdef class State:
 
     def __cinit__(self, Program program):
         self.program, self.pool = program, program.pool
+        program.sessions_open += 1
         self.tail, self.tail_next = recurrent(program.p.tail_floats), recurrent(program.p.tail_floats)
         self.state, self.state_next = recurrent(program.p.state_floats), recurrent(program.p.state_floats)
 
@@ -162,6 +163,7 @@ cdef class State:
     def __dealloc__(self):
         if self.pool is not None:
             self.shrink(0)
+            self.program.sessions_open -= 1
         free(self.blocks)
         hd_memory_free(self.tail)
         hd_memory_free(self.tail_next)
@@ -199,6 +201,7 @@ cdef class Program:
     cdef readonly list nodes
     cdef readonly Pool pool
     cdef readonly int64_t token_bytes   # that the pool keeps of each token
+    cdef readonly int sessions_open
     cdef hd_trace trace
     cdef hd_lookahead ahead
     cdef object trace_records
@@ -484,10 +487,17 @@ cdef class Program:
         """Most that a session's recurrent state takes, however long it is: both copies of both kinds."""
         return 2 * (self.p.tail_floats + self.p.state_floats) * sizeof(float)
 
-    @property
-    def buffer_bytes(self):
-        """Most that the buffers of a full step can take."""
-        return sum(((w + 15) & ~15) * self.p.max_rows * 4 for w in self.buffers)
+    def resident(self):
+        """Bytes of the step's buffers that are in memory, as the kernel tells."""
+        cdef int i, k
+        cdef size_t found = hd_memory_resident(self.scratch_memory)
+        for i in range(self.p.n_buffers):
+            found += hd_memory_resident(self.p.buffers[i].data)
+            for k in range(HD_ACT_COUNT):
+                found += hd_memory_resident(self.p.buffers[i].packed[k].data)
+        s = self.step
+        found += hd_memory_resident(s.pair_hidden) + hd_memory_resident(s.pair_gate)
+        return found + hd_memory_resident(s.pair_out) + hd_memory_resident(s.pair_packed)
 
     def session(self):
         return State(self)

@@ -21,6 +21,7 @@ from .config import Config, ConfigError, strange_variables
 from .model import architectures
 from .model.gguf import ModelError, open_model
 from .model.hyper import is_array
+from .model.need import need
 from .model.sampling import Sampler
 from .processors import Processors
 from .residency import Residency, numa_audit
@@ -85,9 +86,12 @@ class Hearth:
         if placement.active:
             self.queue.pause(range(len(CLASSES)))  # until the engine's teams are known
         self.info = self._info()
+        self.need = need(self.model, self.checked.hyper, self.table, context=self.info.context,
+                         sessions=config.sessions, batch=config.batch)  # fmt: skip
         self.residency = Residency(
-            self.model, self.table, self.mapping, self.spans, self.queue, None, config, placement=placement
-        )
+            self.model, self.table, self.mapping, self.spans, self.queue, None, config, placement=placement,
+            sessions_bytes=self.need.bytes,
+        )  # fmt: skip
         self._audit()
 
     def _check_tokenizer(self) -> None:
@@ -287,7 +291,8 @@ class Hearth:
         from .model.plan import plan, this_machine
 
         machine = this_machine(memory_budget=self._config.memory_budget)
-        return plan(self.model, machine, context=self.info.context)
+        return plan(self.model, machine, context=self.info.context, sessions=self._config.sessions,
+                    batch=self._config.batch)  # fmt: skip
 
     def bytes_read(self) -> int:
         """By the populate workers; grows while a cold step gets somewhere."""

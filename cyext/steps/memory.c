@@ -35,6 +35,22 @@ void hd_memory_release(void *memory) {
     if (memory) madvise(memory, head_of(memory)->bytes, MADV_DONTNEED);
 }
 
+size_t hd_pages_resident(const void *pages, size_t bytes) {
+    unsigned char there[4096];
+    size_t whole = bytes / 4096, found = 0;
+    for (size_t at = 0; at < whole; at += sizeof there) {
+        size_t n = whole - at < sizeof there ? whole - at : sizeof there;
+        if (mincore((uint8_t *)pages + at * 4096, n * 4096, there)) found += n;
+        else
+            for (size_t k = 0; k < n; k++) found += there[k] & 1;
+    }
+    return found * 4096;
+}
+
+size_t hd_memory_resident(const void *memory) {
+    return memory ? hd_pages_resident(memory, (head_of((void *)(uintptr_t)memory)->bytes + 4095) & ~(size_t)4095) : 0;
+}
+
 void hd_memory_trim(void) {
 #ifdef __GLIBC__
     malloc_trim(0);

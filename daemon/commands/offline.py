@@ -16,6 +16,7 @@ def register(add: Add) -> None:
                       "known shape; none: what the daemon serves")  # fmt: skip
     plan.add_argument("--memory-budget", default="auto", metavar="auto|SIZE|PERCENT")
     plan.add_argument("--context", type=int, default=4096, metavar="N")
+    plan.add_argument("--sessions", type=int, default=4, metavar="N", help="answers in progress at a time (default: 4)")
     plan.add_argument("--type", default=None, help="of a shape's tensors: Q4_K_M, MXFP4, ...")
     replay = add("replay", "what more memory would buy: a routing trace against policies", run_replay, json=True)
     replay.add_argument("trace", metavar="TRACE", help="written by hearthd --trace")
@@ -94,10 +95,12 @@ def _plan(given: argparse.Namespace) -> dict[str, Any]:
     parse_budget(given.memory_budget, 1, "--memory-budget")
     if given.context < 1:
         raise CommandError(f"--context: {given.context} is not at least 1", 2)
+    if given.sessions < 1:
+        raise CommandError(f"--sessions: {given.sessions} is not at least 1", 2)
     try:
         model = find_model(given.model)
         machine = this_machine(getattr(model, "paths", None) or (), given.memory_budget)
-        return plan(model, machine, recipe=given.type, context=given.context)
+        return plan(model, machine, recipe=given.type, context=given.context, sessions=given.sessions)
     except (KeyError, ValueError) as error:
         raise CommandError(str(error.args[0] if error.args else error), 2) from None
 
@@ -109,7 +112,9 @@ def _print_plan(data: dict[str, Any]) -> None:
     rows = [[role, size(memory[role]), ", ".join(f"{name} {size(n)}" for name, n in data["types"][role].items())]
             for role in ("dense", "experts")]  # fmt: skip
     print(table(["role", "bytes", "by type"], rows))
-    print(f"\ncache    {size(cache['bytes_at_context'])} for {cache['context']} tokens")
+    print(f"\nsessions {size(cache['bytes'])} at most: {cache['sessions']} of {cache['context']} tokens, "
+          f"{size(cache['bytes_at_context'])} each, and {size(cache['step_bytes'])} for steps; "
+          f"{size(budget['sessions'])} of the budget are kept for them")  # fmt: skip
     print(f"budget   {size(budget['bytes'])} ({budget['reason']}): "
           + ("all of it fits" if budget["fits"] else f"{100 * budget['share_admitted']:.0f} % of the experts fit"))
     machine = data["machine"]

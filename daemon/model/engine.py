@@ -257,6 +257,11 @@ class Engine:
         pool = self.program.pool
         return PoolUse(pool.blocks, pool.used, pool.warm, pool.block_bytes, pool.resident())
 
+    def memory_taken(self) -> int:
+        """Bytes of sessions and steps: pool and buffers as the kernel tells, recurrent states by their number."""
+        program = self.program
+        return program.pool.resident() + program.resident() + program.sessions_open * program.session_bytes
+
     def trim(self) -> None:
         """Give back the memory of the step's buffers until the next step, and that of the pool's free blocks."""
         with self._lock:

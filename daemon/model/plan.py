@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..config import Config
 from . import architectures
 from .gguf import TYPE_NAMES, ModelFile, Tensor, open_model
 from .hyper import Hyper
+from .need import need
 from .shapes import Shape, find_shape
 from .spans import SpanTable
 from .synth import plan_tensors
 from .synth.write import padded
 
 ASSUMED_DISK_RATE = 1e9  # bytes a second, where there is no file to measure with
+USUAL = Config()
+CONTEXT = 4096           # tokens of a session, where nobody says
 PROMPT = 512             # tokens of the first prompt that the options are compared by
-HALF = 2                 # bytes of a cached value
-STATE = 4                # bytes of a value of a recurrent state
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,18 @@ class Machine:
 
 
 def plan(model: ModelFile | Shape | str, machine: Machine, *, recipe: str | None = None,
-         context: int = 4096) -> dict[str, Any]:
+         context: int = CONTEXT, sessions: int = USUAL.sessions,
+         batch: int = USUAL.batch) -> dict[str, Any]:  # fmt: skip
     """What `model` takes on `machine`.
 
     model: a str is a file, a Hugging Face cache name or, if there is no such file, the name of a shape. recipe: the
-    types that a shape is planned with (MXFP4 for gpt-oss, which is published so, else Q4_K_M). context: tokens to keep
-    a cache for.
+    types that a shape is planned with (MXFP4 for gpt-oss, which is published so, else Q4_K_M). sessions: how many
+    answer at a time, of `context` tokens at most; batch: rows of a step.
 
     ModelError, KeyError, ValueError: no such model, shape or recipe.
     """
+    from ..residency.budget import Sessions
+
     if isinstance(model, str):
         model = find_model(model)
     if isinstance(model, Shape):
@@ -62,10 +67,9 @@ def plan(model: ModelFile | Shape | str, machine: Machine, *, recipe: str | None
     dense_bytes = int(table.nbytes[~expert].sum())
     expert_bytes = int(table.nbytes[expert].sum())
     left_out = {reason: sum(made.tensors[name].nbytes for name in names) for reason, names in checked.left_out.items()}
-    cache = _cache(made, hyper)
-    cache["context"] = context
-    cache["bytes_at_context"] = cache["bytes_per_token"] * context + cache["state_bytes"]
-    admitted = min(max(machine.budget - dense_bytes - cache["bytes_at_context"], 0), expert_bytes)
+    cache = _cache(made, checked, context, sessions, batch)
+    aside = int(Sessions(cache["bytes"]).aside(machine.budget))
+    admitted = min(max(machine.budget - dense_bytes - aside, 0), expert_bytes)
     per_token = _per_token(made, table, hyper)
     return {
         "model": {
@@ -82,14 +86,14 @@ def plan(model: ModelFile | Shape | str, machine: Machine, *, recipe: str | None
         "per_token": per_token,
         "cache": cache,
         "budget": {
-            "bytes": machine.budget, "reason": machine.budget_reason,
-            "fits": machine.budget >= dense_bytes + expert_bytes + cache["bytes_at_context"],
+            "bytes": machine.budget, "reason": machine.budget_reason, "sessions": aside,
+            "fits": machine.budget >= dense_bytes + expert_bytes + aside,
             "experts_admitted": admitted, "experts_left_out": expert_bytes - admitted,
             "share_admitted": admitted / expert_bytes if expert_bytes else 1.0,
         },
         "options": [_option(experts, warm, machine, dense_bytes, expert_bytes, admitted, per_token)
                     for experts in ("defer", "eager") for warm in ("auto", "background", "before-ready", "off")],
-        "warnings": _warnings(checked, machine, dense_bytes + cache["bytes_at_context"], expert_bytes),
+        "warnings": _warnings(checked, machine, dense_bytes, expert_bytes, aside, cache["bytes"]),
     }
 
 
@@ -182,23 +186,20 @@ def _per_token(model: ModelFile, table: SpanTable, hyper: Hyper) -> dict[str, An
     }
 
 
-def _cache(model: ModelFile, hyper: Hyper) -> dict[str, Any]:
-    """Bytes of keys and values per token, and of what does not grow: recurrent states of delta nets.
-
-    Keys and values are halves. Latent attention keeps one compressed vector and its rotated part.
-    """
-    per_token = state = 0
-    for layer in range(hyper.n_layer):
-        latent = model.tensors.get(f"blk.{layer}.attn_kv_a_mqa.weight")
-        convolution = model.tensors.get(f"blk.{layer}.ssm_conv1d.weight")
-        if latent:
-            per_token += latent.shape[1] * HALF
-        elif convolution:
-            taps, channels = convolution.shape
-            state += ((taps - 1) * channels + hyper.more["inner"] * hyper.more["dk"]) * STATE
-        else:
-            per_token += hyper.n_head_kv[layer] * (hyper.head_k + hyper.head_v) * HALF
-    return {"bytes_per_token": per_token, "bytes_per_1k": per_token * 1000, "state_bytes": state}
+def _cache(model: ModelFile, checked: architectures.Checked, context: int, sessions: int,
+           batch: int) -> dict[str, Any]:
+    """What sessions and steps take: bytes of keys and values per token, of a session's recurrent state (as it is and as
+    a step makes it), of a full step's buffers; of one session of that context, and of all of them."""
+    hyper = checked.hyper
+    longest = min(context, hyper.n_context_train) if hyper.n_context_train else context
+    found = need(model, hyper, checked.table, context=longest, sessions=sessions, batch=batch)
+    return {
+        "bytes_per_token": found.token_bytes, "bytes_per_1k": found.token_bytes * 1000,
+        "state_bytes": found.session_bytes, "context": longest, "sessions": sessions,
+        "blocks": found.blocks, "block_bytes": found.block_bytes,
+        "bytes_at_context": found.blocks // sessions * found.block_bytes + found.session_bytes,
+        "step_bytes": found.step_bytes, "bytes": found.bytes,
+    }
 
 
 def _option(experts: str, warm: str, machine: Machine, dense: int, expert: int, admitted: int,
@@ -230,13 +231,17 @@ def _option(experts: str, warm: str, machine: Machine, dense: int, expert: int, 
     }
 
 
-def _warnings(checked: architectures.Checked, machine: Machine, least: int, expert: int) -> list[dict[str, str]]:
+def _warnings(checked: architectures.Checked, machine: Machine, dense: int, expert: int, aside: int,
+              sessions: int) -> list[dict[str, str]]:
     found = []
     if not expert:
         found.append({"code": "no-experts", "text": "this model has no expert spans: --experts changes nothing"})
-    if least > machine.budget:
+    if dense + aside > machine.budget:
         found.append({"code": "dense-over-budget",
-                      "text": "dense spans and the cache alone exceed the budget: every token will read from disk"})
+                      "text": "dense spans and sessions alone exceed the budget: every token will read from disk"})
+    elif dense + sessions > machine.budget:
+        found.append({"code": "sessions-over-budget",
+                      "text": "sessions as long as the context allows do not fit beside the dense spans"})
     if "prediction" in checked.left_out:
         found.append({"code": "unused-layers", "text": "layers that only predict further tokens are never read"})
     found += [{"code": code, "text": text} for code, text in checked.warnings()]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from .budget import Budget, Budgeter
+from .budget import Budget, Budgeter, Sessions
 from .ledger import Ledger
+from .parts import Engine
 from .text import gib
 
 TOLD_SHARE = 0.1  # of the budget: smaller moves are no event
@@ -21,12 +22,15 @@ Say = Callable[[str, str, str], None]
 class Allowance:
     """wanted: bytes of the model; moves of a budget above them change nothing and are not told.
 
-    say: code, message, level; called from the thread that reads.
+    say: code, message, level; called from the thread that reads. may_take: bytes of sessions and steps, at most.
+    `engine`, once there is one, tells what they have taken.
     """
 
-    def __init__(self, budgeter: Budgeter, ledger: Ledger, wanted: int, say: Say) -> None:
+    def __init__(self, budgeter: Budgeter, ledger: Ledger, wanted: int, say: Say, may_take: int = 0) -> None:
         self._budgeter, self._ledger, self._wanted, self._say = budgeter, ledger, wanted, say
-        self.now: Budget = budgeter.read()
+        self.engine: Engine | None = None
+        self.sessions = Sessions(may_take)
+        self.now: Budget = budgeter.read(0, self.sessions)
         self._told = self.now.bytes
         self._read_at = time.monotonic()
 
@@ -44,7 +48,9 @@ class Allowance:
     def follow(self, arena: int, braked: bool = False) -> None:
         """The limits alone. Blocks."""
         locked = int(self._ledger.now.mapped[self._ledger.locked].sum())
-        self.now = self._budgeter.read(locked + arena)
+        if self.engine is not None:
+            self.sessions = Sessions(self.sessions.may_take, self.engine.memory_taken())
+        self.now = self._budgeter.read(locked + arena, self.sessions)
         before, now = min(self._told, self._wanted), min(self.now.bytes, self._wanted)
         if braked and before != now:
             held_back = gib(self.now.held_back)

@@ -15,13 +15,17 @@ from .text import gib
 if TYPE_CHECKING:
     from hearthd.cyext.mapping import Mapping
 
+    from .budget import Budget
     from .parts import Model, Options, Table
 
 LOCK_SHARE = 0.7  # of the budget: what mlocked dense spans may take of it
 
 
-def audit(model: Model, table: Table, mapping: Mapping, options: Options, budget: int) -> list[protocol.Warning_]:
-    """Warnings with their reason codes; see the texts."""
+def audit(
+    model: Model, table: Table, mapping: Mapping, options: Options, now: Budget, sessions: int
+) -> list[protocol.Warning_]:
+    """Warnings with their reason codes; see the texts. sessions: bytes that they may take."""
+    budget = now.bytes
     found: list[protocol.Warning_] = []
 
     def warn(code: str, message: str) -> None:
@@ -69,6 +73,10 @@ def audit(model: Model, table: Table, mapping: Mapping, options: Options, budget
     elif dense + experts > budget and options.experts == "eager":
         warn("eager-over-budget",
              f"experts are to be populated at once, but only {gib(budget)} of {gib(dense + experts)} fit the budget")
+    if sessions > now.sessions + max(budget - dense, 0):
+        warn("sessions-over-budget",
+             f"sessions as long as --context allows take {gib(sessions)}, of memory that leaves {gib(budget)} to the "
+             f"model and {gib(now.sessions)} to them: fewer --sessions or a smaller --context fit")  # fmt: skip
     if options.warm == "off" and options.experts == "eager":
         warn("eager-without-warm", "experts are populated at the start, but --warm off does not map them again later")
     return found

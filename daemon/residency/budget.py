@@ -1,4 +1,5 @@
-"""How many bytes of the model may be resident: what RAM, cgroups and the operator leave, less what brakes hold back.
+"""How many bytes of the model may be resident: what RAM, cgroups and the operator leave, less what sessions are to have
+and brakes hold back.
 
 Owns the reading of /proc and cgroup files. Evicts nothing itself.
 """
@@ -19,17 +20,33 @@ PRESSURE_PERCENT = 10.0  # of the last ten seconds in which somebody waited for 
 MOST_HELD_BACK = 0.5  # of the limit
 QUIET_SECONDS = 15.0
 UNLIMITED = 1 << 60  # version 1 writes "no limit" as a number near 2^63
+ASIDE_SHARE = 0.25  # of a limit: most that is kept free for sessions to come; what they take beyond it, experts give
+MOST_SHARE = 0.5  # of what the operator asks for: most that sessions take of it (of a machine's limit: what they take)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """bytes: may be resident. reason: which limit is the narrowest. limit: before the brakes."""
+    """bytes: of the model, may be resident. reason: which limit is the narrowest. limit: before the brakes. sessions:
+    bytes of the same memory that sessions have or are to find free."""
 
     bytes: int
     limit: int
     reason: str
     pressure: float  # PSI "some avg10", percent; 0 where the kernel does not tell
     held_back: int
+    sessions: int = 0
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Bytes of sessions and steps, which are no part of the model: what they may take, and have taken."""
+
+    may_take: int = 0
+    taken: int = 0
+
+    def aside(self, limit: float) -> float:
+        """Of a limit, what the model leaves to them."""
+        return max(self.taken, min(self.may_take, limit * ASIDE_SHARE))
 
 
 class Budgeter:
@@ -49,18 +66,21 @@ class Budgeter:
         self._last_pressure = float("-inf")
         self._evicted = 0
 
-    def read(self, locked: int = 0) -> Budget:
+    def read(self, locked: int = 0, sessions: Sessions = Sessions()) -> Budget:
         """locked: our mlocked bytes, which MemAvailable leaves out though they are part of the model."""
+        ours = locked + sessions.taken
         memory = self._meminfo()
         total, available = memory.get("MemTotal", 0), memory.get("MemAvailable", memory.get("MemFree", 0))
-        limits = [(total * DEFAULT_SHARE if self._asked is None else float(self._asked),
-                   f"{DEFAULT_SHARE:.0%} of RAM" if self._asked is None else "as asked")]  # fmt: skip
-        limits.append((available + locked - _reserve(total), "MemAvailable"))
-        limits += [(room - _reserve(limit), name) for limit, room, name in self._cgroups(locked)]
-        limit, reason = min(limits)
-        limit = max(limit, 0.0)
+        asked = total * DEFAULT_SHARE if self._asked is None else float(self._asked)
+        least = asked - min(sessions.aside(asked), asked * MOST_SHARE)
+        limits = [(least, f"{DEFAULT_SHARE:.0%} of RAM" if self._asked is None else "as asked", asked)]
+        machine = [(available + ours - _reserve(total), "MemAvailable")]
+        machine += [(room - _reserve(limit), name) for limit, room, name in self._cgroups(ours)]
+        limits += [(limit - sessions.aside(limit), name, limit) for limit, name in machine]
+        limit, reason, whole = min(limits)
+        limit, whole = max(limit, 0.0), max(whole, 0.0)
         allowed = max(limit * (1 - self._held_back), 0.0)
-        return Budget(int(allowed), int(limit), reason, self.pressure(), int(limit - allowed))
+        return Budget(int(allowed), int(limit), reason, self.pressure(), int(limit - allowed), int(whole - limit))
 
     def brake(self, now: float, evicted_recently: int, resident: int) -> bool:
         """Take a step back when memory is short or the kernel evicts what we want, forward when it has been quiet.

@@ -57,7 +57,8 @@ class Residency:
     """
 
     def __init__(self, model: Any, table: Any, mapping: Any, spans: Any, queue: Any, engine: Any, options: Any,
-                 budgeter: Budgeter | None = None, placement: Placement | None = None) -> None:  # fmt: skip
+                 budgeter: Budgeter | None = None, placement: Placement | None = None,
+                 sessions_bytes: int = 0) -> None:  # fmt: skip
         self.placement = placement
         self._model, self._table, self._spans, self._queue = model, table, spans, queue
         self._engine: Any = None
@@ -72,12 +73,13 @@ class Residency:
                                lambda message: trio.from_thread.run_sync(self._warn, "heat", message))  # fmt: skip
         self.ledger = Ledger(mapping, table)
         wanted = int(np.asarray(table.nbytes, dtype=np.int64).sum())
-        self._allowance = Allowance(budgeter or Budgeter(options.memory_budget), self.ledger, wanted, self._say_soon)
+        self._allowance = Allowance(budgeter or Budgeter(options.memory_budget), self.ledger, wanted, self._say_soon,
+                                    sessions_bytes)  # fmt: skip
         self.unreadable = Unreadable(table, queue, getattr(model, "paths", []))
         self.warmer = Warmer(table, spans, queue, self.heat, options.experts, options.warm, self.unreadable.known)
         self.keeper = Keeper(mapping, spans, queue, table, self.ledger)
         self.keeper.by_queue = placement is not None and placement.active
-        self.warnings = audit(model, table, mapping, options, self.budget.bytes)
+        self.warnings = audit(model, table, mapping, options, self.budget, sessions_bytes)
         if self.keeper.by_queue:  # blocks of 2 MiB are left out on purpose: they would lie on one node as a whole
             self.warnings = [warning for warning in self.warnings if warning.code != "no-huge-blocks"]
         self.census = census(table)
@@ -132,7 +134,7 @@ class Residency:
 
     def attach(self, engine: Any) -> None:
         """The engine whose routing is counted from now on, and recorded when --trace names a file."""
-        self._engine = engine
+        self._engine = self._allowance.engine = engine
         if path := getattr(self._options, "trace", ""):
             from .recorder import Recorder
 
@@ -520,7 +522,9 @@ class Residency:
             },
             "budget": {
                 "bytes": self.budget.bytes, "reason": self.budget.reason, "held_back": self.budget.held_back,
-                "pressure": self.budget.pressure,
+                "pressure": self.budget.pressure, "sessions": self.budget.sessions,
+                "sessions_may_take": self._allowance.sessions.may_take,
+                "sessions_taken": self._allowance.sessions.taken,
             },
             "arena": self.arena.status(),
             "lookahead": self.lookahead.status(getattr(self._engine, "lookahead", {})),

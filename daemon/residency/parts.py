@@ -95,6 +95,9 @@ class Engine(Protocol):
     def lookahead(self) -> dict[str, Any]:
         """Counts of guesses since the start."""
 
+    def memory_taken(self) -> int:
+        """Bytes of sessions and steps that are in memory now."""
+
     def set_lookahead(self, read: bool, every: int) -> None:
         """Whether guessed experts are read, and how many steps lie between guesses that are only measured."""
 
