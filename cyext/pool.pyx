@@ -6,7 +6,8 @@ Owns that memory and who holds it. What lies in a block, and how long a while is
 from libc.stdint cimport int32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 
-BATCH = 256  # blocks that are given back at a time
+cdef enum:
+    BATCH = 256  # blocks that are given back at a time
 
 
 cdef class Pool:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize
 from hearthd.cyext.gguf_header import Array
+from hearthd.cyext.program import delta_tail
 from hearthd.daemon.model.gguf import TYPE_NAMES, ModelFile, open_model
 from hearthd.daemon.model.layouts import tensor_list
 from hearthd.daemon.model.plan import Machine, disk_rate, plan
