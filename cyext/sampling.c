@@ -51,9 +51,9 @@ static int32_t drawn(const hd_sampler *s, hd_row *row, double share)
         return draw_of_list(s, row, kept_of_list(s, row, n), share);
     }
     hd_kept kept = all_tokens;
-    if (s->top_k > 0 && s->top_k < row->n) kept = hd_row_fewest(row, kept, s->top_k, 1);
+    if (s->top_k > 0 && s->top_k < row->n) kept = hd_row_fewest(row, kept, 0, s->top_k);
     hd_kept shared = kept;
-    if (s->top_p < 1) shared = hd_row_fewest(row, kept, s->top_p * hd_row_mass(row, kept, 1.0f), 0);
+    if (s->top_p < 1) shared = hd_row_fewest(row, kept, 1, s->top_p * hd_row_mass(row, kept, 1));
     if (s->min_p > 0) {
         float limit = hd_limit(row->top, s->min_p);
         if (limit > shared.least) shared = (hd_kept){limit, INT32_MAX};
@@ -65,11 +65,11 @@ static int32_t drawn(const hd_sampler *s, hd_row *row, double share)
 
 static int32_t listed_at_most(const hd_sampler *s)
 {
-    int32_t list = listed(s) && !s->greedy ? s->top_k : 1;
+    int32_t list = s->greedy ? 1 : listed(s) ? s->top_k : s->top_k > 0 || s->top_p < 1 ? s->n_vocab : 1;
     return s->likeliest > list ? s->likeliest : list;
 }
 
-static double log_mass(hd_row *row) { return row->top + log(hd_row_mass(row, all_tokens, 1.0f)); }
+static double log_mass(hd_row *row) { return row->top + log(hd_row_mass(row, all_tokens, 1)); }
 
 static void choose(hd_pick *pick, hd_worker *w)
 {

@@ -71,7 +71,7 @@ static size_t lay_out(hd_row *row, int32_t n, int32_t list, uint8_t *room)
     row->sums = (double *)(void *)(room + at);
     at += rounded(sizeof(double) * ((size_t)n / HD_SCAN_PIECE + 2));
     row->buckets = (double *)(void *)(room + at);
-    at += rounded(sizeof(double) * 2048);
+    at += rounded(sizeof(double) * HD_BUCKETS);
     row->keys = (uint64_t *)(void *)(room + at);
     return at + rounded(sizeof(uint64_t) * keys_for(n, list));
 }
@@ -150,11 +150,12 @@ static int32_t highest(hd_row *row, const float *x, int32_t n, int32_t level, in
         if (highest(row, row->peaks[level], blocks, level + 1, k) == k) least = key_value(row->keys[k - 1]);
     }
     int32_t *where = row->where + row->counts[0];
-    int32_t full = blocks ? row->scan->at_least(row->peaks[level], blocks, least, row->where) : 1;
+    int32_t full = blocks ? row->scan->between(row->peaks[level], blocks, least, FLT_MAX, row->where) : 1;
     for (int32_t b = 0; b < full; b++) {
         int32_t block = blocks ? row->where[b] : 0;
+        if (blocks && equal >= k && row->peaks[level][block] == least) continue;
         const float *some = x + block * HD_SCAN_BLOCK;
-        int32_t m = row->scan->at_least(some, length_of(n, block), least, where);
+        int32_t m = row->scan->between(some, length_of(n, block), least, FLT_MAX, where);
         for (int32_t i = 0; i < m; i++) {
             float value = some[where[i]];
             if (value == least && equal++ >= k) continue;
@@ -225,38 +226,11 @@ int32_t hd_row_draw(hd_row *row, hd_kept kept, float slope, double mass, double 
 
 /* --- a share --- */
 
-/* One digit of a rank: so many bits from a bit on. */
-typedef struct digit { int32_t shift, bits; } digit;
-static const digit digits[3] = {{21, 11}, {10, 11}, {0, 10}};
-
-/* Sums by bucket, over those of the kept at least so high whose rank has the digits `prefix` before this one: by this
- * digit. Blocks without one so high are passed over. */
-static void tally(hd_row *row, hd_kept kept, float least, uint32_t prefix, digit d, int ones)
-{
-    float w[HD_SCAN_BLOCK];
-    const int32_t above = d.shift + d.bits;
-    memset(row->buckets, 0, sizeof(double) * 2048);
-    if (least < kept.least) least = kept.least;
-    for (int32_t i = 0; i < HD_SCAN_BLOCK; i++) w[i] = 1;
-    for (int32_t block = 0; block < row->counts[0]; block++) {
-        if (row->peaks[0][block] < least) continue;
-        int32_t first = block * HD_SCAN_BLOCK, n = length_of(row->n, block);
-        const float *some = row->x + first;
-        if (!ones) row->scan->weights(some, n, row->top, 1.0f, least, w);
-        for (int32_t i = 0; i < n; i++) {
-            uint32_t r = rank(some[i]);
-            if (some[i] < least || (uint64_t)r >> above != prefix) continue;
-            if (some[i] == kept.least && first + i > kept.last) continue;
-            row->buckets[r >> d.shift & ((1u << d.bits) - 1)] += w[i];
-        }
-    }
-}
-
 /* The bucket in which the running sum reaches `wanted`; *before: the sum of those before it. -1: none. */
-static int32_t reached(const hd_row *row, double wanted, double *before)
+static int32_t reached(const hd_row *row, int32_t buckets, double wanted, double *before)
 {
     double sum = *before;
-    for (int32_t i = 0; i < 2048; i++) {
+    for (int32_t i = 0; i < buckets; i++) {
         if (row->buckets[i] > 0 && sum + row->buckets[i] >= wanted) {
             *before = sum;
             return i;
@@ -266,43 +240,118 @@ static int32_t reached(const hd_row *row, double wanted, double *before)
     return -1;
 }
 
-/* Three passes, each by the next digit; the last leaves one value, of which the first so many tokens count. */
-hd_kept hd_row_fewest(hd_row *row, hd_kept kept, double wanted, int ones)
+/* Sums by depth over the kept; blocks without one so high are passed over. Two tables in turn: neighbours are often equal,
+ * and a sum has to be stored before it is loaded again. */
+static void by_depth(hd_row *row, hd_kept kept, float slope)
 {
-    uint32_t prefix = 0;
-    double before = 0;
-    int32_t bucket = -1;
-    if (!ones) { /* what is far below the likeliest is seldom needed, and most blocks have nothing else */
-        tally(row, kept, row->top - 8, 0, digits[0], 0);
-        bucket = reached(row, wanted, &before);
-    }
-    if (bucket < 0) {
-        tally(row, kept, kept.least, 0, digits[0], ones);
-        bucket = reached(row, wanted, &before);
-    }
-    if (bucket < 0) return kept; /* short by the rounding of another order: all */
-    prefix = (uint32_t)bucket;
-    for (int32_t step = 1; step < 3; step++) {
-        float lowest = of_rank((prefix + 1) * (1u << digits[step - 1].shift) - 1);
-        tally(row, kept, lowest, prefix, digits[step], ones);
-        bucket = reached(row, wanted, &before);
-        if (bucket < 0) return lowest > kept.least ? (hd_kept){lowest, INT32_MAX} : kept; /* short again: all of these */
-        prefix = prefix << digits[step].bits | (uint32_t)bucket;
-    }
-    hd_kept fewest = {of_rank(prefix), INT32_MAX};
-    float one = 1;
-    if (!ones) row->scan->weights(&fewest.least, 1, row->top, 1.0f, fewest.least, &one);
-    double ties = one > 0 ? ceil((wanted - before) / one) : row->n;
-    int32_t left = ties < 1 ? 1 : ties < row->n ? (int32_t)ties : row->n;
+    float w[HD_SCAN_BLOCK];
+    int32_t depth[HD_SCAN_BLOCK];
+    double *even = row->buckets, *odd = row->buckets + HD_SCAN_DEPTHS;
+    memset(row->buckets, 0, sizeof(double) * HD_BUCKETS);
     for (int32_t block = 0; block < row->counts[0]; block++) {
-        if (row->peaks[0][block] < fewest.least) continue;
-        for (int32_t i = 0, n = length_of(row->n, block); i < n; i++)
-            if (row->x[block * HD_SCAN_BLOCK + i] == fewest.least && --left == 0) {
-                fewest.last = block * HD_SCAN_BLOCK + i;
-                if (fewest.least == kept.least && fewest.last > kept.last) fewest.last = kept.last;
-                return fewest;
-            }
+        if (row->peaks[0][block] < kept.least) continue;
+        int32_t first = block * HD_SCAN_BLOCK, n = length_of(row->n, block), i = 0;
+        const float *x = row->x + first;
+        row->scan->weights(x, n, row->top, slope, kept.least, w);
+        row->scan->depths(x, n, row->top, depth);
+        for (; kept.last < first + n - 1 && i < n; i++)
+            if (x[i] == kept.least && first + i > kept.last) w[i] = 0;
+        for (i = 0; i + 1 < n; i += 2) {
+            even[depth[i]] += w[i];
+            odd[depth[i + 1]] += w[i + 1];
+        }
+        if (i < n) even[depth[i]] += w[i];
     }
-    if (fewest.least == kept.least) fewest.last = kept.last;
-    return fewest;
+    for (int32_t i = 0; i < HD_SCAN_DEPTHS; i++) even[i] += odd[i];
+}
+
+/* Keys of the kept at one depth, in the order of ids. */
+static int32_t at_depth(hd_row *row, hd_kept kept, int32_t depth)
+{
+    const float top = row->top;
+    float least = top - (float)(depth + 2) / 32, most = top - (float)(depth - 1) / 32; /* wider than need be */
+    int32_t *where = row->where, found = 0, exact[HD_SCAN_BLOCK];
+    float x[HD_SCAN_BLOCK];
+    if (least < kept.least || depth == HD_SCAN_DEPTHS - 1) least = kept.least;
+    if (most > top) most = top;
+    for (int32_t block = 0; block < row->counts[0]; block++) {
+        if (row->peaks[0][block] < least) continue;
+        int32_t first = block * HD_SCAN_BLOCK;
+        int32_t n = row->scan->between(row->x + first, length_of(row->n, block), least, most, where);
+        for (int32_t i = 0; i < n; i++) x[i] = row->x[first + where[i]];
+        row->scan->depths(x, n, top, exact);
+        for (int32_t i = 0; i < n; i++)
+            if (exact[i] == depth && (x[i] > kept.least || first + where[i] <= kept.last))
+                row->keys[found++] = key_of(x[i], first + where[i]);
+    }
+    return found;
+}
+
+/* Of m keys those of the one value at which their running sum, on top of *before, reaches `wanted`: by digits of the rank,
+ * as far as their ranks differ. How many are left, in the order of ids; 0: none reaches it. */
+static int32_t at_value(hd_row *row, int32_t m, float slope, double wanted, double *before)
+{
+    float x[HD_SCAN_BLOCK], w[HD_SCAN_BLOCK];
+    for (;;) {
+        uint32_t low = UINT32_MAX, high = 0;
+        int32_t shift = 0, left = 0;
+        for (int32_t i = 0; i < m; i++) {
+            uint32_t r = (uint32_t)(row->keys[i] >> 32);
+            low = r < low ? r : low, high = r > high ? r : high;
+        }
+        if (m == 0 || low == high) return m;
+        while ((high - low) >> shift >= HD_BUCKETS) shift++;
+        memset(row->buckets, 0, sizeof(double) * HD_BUCKETS);
+        for (int32_t i = 0; i < m; i += HD_SCAN_BLOCK) {
+            int32_t n = m - i < HD_SCAN_BLOCK ? m - i : HD_SCAN_BLOCK;
+            for (int32_t j = 0; j < n; j++) x[j] = key_value(row->keys[i + j]);
+            row->scan->weights(x, n, row->top, slope, -FLT_MAX, w);
+            for (int32_t j = 0; j < n; j++) row->buckets[((uint32_t)(row->keys[i + j] >> 32) - low) >> shift] += w[j];
+        }
+        int32_t bucket = reached(row, HD_BUCKETS, wanted, before);
+        if (bucket < 0) return 0;
+        for (int32_t i = 0; i < m; i++) {
+            uint64_t key = row->keys[i];
+            row->keys[left] = key;
+            left += (int32_t)(((uint32_t)(key >> 32) - low) >> shift) == bucket;
+        }
+        m = left;
+    }
+}
+
+/* Whether few blocks have one so high. */
+static int seldom(const hd_row *row, float least)
+{
+    int32_t some = 0;
+    for (int32_t block = 0; block < row->counts[0]; block++) some += row->peaks[0][block] >= least;
+    return 4 * some <= row->counts[0];
+}
+
+/* First by depth below the top; then what lies at the depth where the sum is reached by its exact value, of which the first
+ * so many tokens count. */
+hd_kept hd_row_fewest(hd_row *row, hd_kept kept, float slope, double wanted)
+{
+    hd_kept near = {row->top - 8, INT32_MAX}; /* more is seldom needed */
+    double before = 0;
+    int32_t depth = -1;
+    if (near.least > kept.least && seldom(row, near.least)) {
+        by_depth(row, near, slope);
+        depth = reached(row, HD_SCAN_DEPTHS, wanted, &before);
+    }
+    if (depth < 0) {
+        near = kept;
+        by_depth(row, kept, slope);
+        depth = reached(row, HD_SCAN_DEPTHS, wanted, &before);
+    }
+    if (depth < 0) return kept; /* short of it by the rounding of sums in another order: all */
+    int32_t found = at_depth(row, near, depth);
+    float least = row->top;
+    for (int32_t i = 0; i < found; i++) least = key_value(row->keys[i]) < least ? key_value(row->keys[i]) : least;
+    int32_t ties = at_value(row, found, slope, wanted, &before);
+    if (!ties) return least > kept.least ? (hd_kept){least, INT32_MAX} : kept; /* short again: all of this depth */
+    float value = key_value(row->keys[0]), each;
+    row->scan->weights(&value, 1, row->top, slope, value, &each);
+    double count = ceil((wanted - before) / each);
+    int32_t last = count < 1 ? 0 : count < ties ? (int32_t)count - 1 : ties - 1;
+    return (hd_kept){value, last == ties - 1 && value > kept.least ? INT32_MAX : hd_key_token(row->keys[last])};
 }

@@ -36,14 +36,22 @@ static void masses(const float *x, int64_t n, float top, float slope, float leas
     }
 }
 
-static int32_t at_least(const float *x, int32_t n, float least, int32_t *where)
+static int32_t between(const float *x, int32_t n, float least, float most, int32_t *where)
 {
     int32_t found = 0;
     for (int32_t i = 0; i < n; i++) {
         where[found] = i;
-        found += x[i] >= least;
+        found += x[i] >= least && x[i] <= most;
     }
     return found;
 }
 
-const hd_scan hd_scan_c = {peaks, weights, masses, at_least};
+static void depths(const float *x, int32_t n, float top, int32_t *out)
+{
+    for (int32_t i = 0; i < n; i++) {
+        float depth = (top - x[i]) * 32;
+        out[i] = depth < HD_SCAN_DEPTHS - 1 ? (int32_t)depth : HD_SCAN_DEPTHS - 1;
+    }
+}
+
+const hd_scan hd_scan_c = {peaks, weights, masses, depths, between};

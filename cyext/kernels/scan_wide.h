@@ -8,10 +8,19 @@
 
 #ifdef __AVX512F__
 static inline vf v_if_at_least(vf w, vf x, vf least) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, least, _CMP_GE_OQ), w); }
-static inline uint32_t v_at_least(vf x, vf least) { return _mm512_cmp_ps_mask(x, least, _CMP_GE_OQ); }
+static inline uint32_t v_between(vf x, vf least, vf most)
+{
+    return _mm512_cmp_ps_mask(x, least, _CMP_GE_OQ) & _mm512_cmp_ps_mask(x, most, _CMP_LE_OQ);
+}
+static inline void v_to_int(int32_t *p, vf a) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(a)); }
 #else
 static inline vf v_if_at_least(vf w, vf x, vf least) { return _mm256_and_ps(w, _mm256_cmp_ps(x, least, _CMP_GE_OQ)); }
-static inline uint32_t v_at_least(vf x, vf least) { return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x, least, _CMP_GE_OQ)); }
+static inline uint32_t v_between(vf x, vf least, vf most)
+{
+    vf inside = _mm256_and_ps(_mm256_cmp_ps(x, least, _CMP_GE_OQ), _mm256_cmp_ps(x, most, _CMP_LE_OQ));
+    return (uint32_t)_mm256_movemask_ps(inside);
+}
+static inline void v_to_int(int32_t *p, vf a) { _mm256_storeu_si256((__m256i *)(void *)p, _mm256_cvttps_epi32(a)); }
 #endif
 
 static inline vf v_up_to(const float *x, int64_t n, float fill)
@@ -89,15 +98,25 @@ static void masses(const float *x, int64_t n, float top, float slope, float leas
     }
 }
 
-static int32_t at_least(const float *x, int32_t n, float least, int32_t *where)
+static int32_t between(const float *x, int32_t n, float least, float most, int32_t *where)
 {
-    vf l = v_all(least);
+    vf l = v_all(least), m = v_all(most);
     int32_t found = 0;
     for (int32_t i = 0; i < n; i += HD_LANES) {
-        uint32_t bits = v_at_least(v_up_to(x + i, n - i, NAN), l);
+        uint32_t bits = v_between(v_up_to(x + i, n - i, NAN), l, m);
         for (; bits; bits &= bits - 1) where[found++] = i + __builtin_ctz(bits);
     }
     return found;
 }
 
-const hd_scan HD_ISA(hd_scan) = {peaks, weights, masses, at_least};
+static void depths(const float *x, int32_t n, float top, int32_t *out)
+{
+    vf t = v_all(top), most = v_all(HD_SCAN_DEPTHS - 1);
+    for (int32_t i = 0; i < n; i += HD_LANES) {
+        int32_t some[HD_LANES];
+        v_to_int(some, v_min(v_mul(v_sub(t, v_up_to(x + i, n - i, top)), v_all(32)), most));
+        memcpy(out + i, some, sizeof(int32_t) * (size_t)(n - i < HD_LANES ? n - i : HD_LANES));
+    }
+}
+
+const hd_scan HD_ISA(hd_scan) = {peaks, weights, masses, depths, between};
