@@ -21,6 +21,7 @@ import trio
 from . import protocol
 from .control import Call, Handler, Refused
 from .generation import Arrival, GenerateJob, Job, ScoreJob
+from .model.sampling import SamplingError
 from .protocol import Body
 from .scheduler import Busy, Scheduler
 from .telemetry import Telemetry
@@ -224,8 +225,8 @@ class Operations:
         tokenizer = self._hearth.tokenizer
         try:
             sampler = self._hearth.new_sampler(request.sampling)
-        except ValueError as error:
-            raise Refused("bad-field", str(error), "sampling") from None
+        except SamplingError as error:
+            raise Refused("bad-field", f"sampling.{error}", f"sampling.{error.field}") from None
         job = GenerateJob(
             request,
             name=arrival.name,

@@ -74,9 +74,7 @@ class Sampling(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=T
         float, Meta(ge=-100, le=100, description="taken from them once for each time that the answer has them; 0: off")
     ] = 0.0
     logit_bias: Annotated[
-        dict[
-            Annotated[int, Meta(ge=0, le=(1 << 31) - 1)], Annotated[float, Meta(ge=-1_000_000, le=1_000_000)]
-        ],
+        dict[Annotated[int, Meta(ge=0, le=(1 << 31) - 1)], Annotated[float, Meta(ge=-1_000_000, le=1_000_000)]],
         Meta(max_length=BIASES_LIMIT, description="added to the logits of token ids, after the penalties"),
     ] = {}
     seed: Annotated[

@@ -270,7 +270,7 @@ def _explained(body: bytes, error: Exception) -> protocol.Error:
     if isinstance(error, UnicodeDecodeError) or type(error) is msgspec.DecodeError:
         return protocol.Error(id=id, code="bad-json", message=_not_json(error))
     # msgspec ends with "- at `$.sampling.top_k`" where it knows
-    text, _, place = str(error).partition(" - at `$")
+    text, _, place = str(error).replace("`key` in ", "").partition(" - at `$")
     field, text = _plainly(protocol.OPERATIONS[op], place.removesuffix("`").lstrip("."), text)
     return protocol.Error(id=id, code="bad-field", message=f"{field}: {text}" if field else text, field=field)
 

@@ -87,8 +87,8 @@ def _type(found: inspect.Type) -> str:
         case inspect.ListType():
             number = f"{found.min_length} to {found.max_length}" if found.min_length else f"at most {found.max_length}"
             return f"list of {number}: {_type(found.item_type)}"
-        case inspect.DictType() if found.max_length and isinstance(found.value_type, inspect.Metadata):
-            return f"object of at most {found.max_length}: {_type(found.key_type)} to {_type(found.value_type)}"
+        case inspect.DictType(value_type=inspect.FloatType() as value, key_type=inspect.IntType() as key):
+            return f"object of at most {found.max_length}: {_type(value)}; keys: {_type(key)}"
         case inspect.LiteralType():
             return ", ".join(f"`{value}`" for value in found.values)
     return "object"

@@ -67,7 +67,7 @@ def adjusted(
 
 @dataclass
 class Kept:
-    """What the filters leave, in the order of ids. near: how near to another answer top-p came, as a share of its sum."""
+    """What the filters leave, in the order of ids. near: how near top-p came to another answer, relative to its sum."""
 
     tokens: NDArray[np.int64]
     near: float

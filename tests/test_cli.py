@@ -200,6 +200,7 @@ def test_versions_and_completion(capsys: pytest.CaptureFixture[str]) -> None:
         (["score", "hello", "--logits", "/nowhere/x.npy"], b"", exit_codes.FAILURE, "/nowhere/x.npy: No such file"),
         (["synth", "x.gguf", "--size", "10%"], b"", exit_codes.USAGE, "--size"),
         (["synth", "x.gguf", "--size", "lots"], b"", exit_codes.USAGE, "--size"),
+        (["generate", "hello", "--logit-bias", "5:1"], b"", exit_codes.USAGE, "'5:1' is not a list of ID=BIAS"),
         (["generate", "hello", "--temprature", "1"], b"", exit_codes.USAGE, "--temprature (meant: --temperature?)"),
         (["warm", "--wiat"], b"", exit_codes.USAGE, "--wiat (meant: --wait?)"),
         (["warm", "--layers", "0,3-1"], b"", exit_codes.USAGE, "'3-1' counts down: 1-3"),

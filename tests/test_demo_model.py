@@ -23,6 +23,26 @@ def test_answers_do_not_depend_on_warming(start_daemon: Callable[..., Any]) -> N
     assert len(answers) == 1
 
 
+def test_a_seed_gives_the_same_answer_from_anywhere(start_daemon: Callable[..., Any]) -> None:
+    daemon = start_daemon("--demo")
+    with client.Client(daemon.endpoint, timeout=60) as hearth:
+        prompt = hearth.tokenize(PROMPT)
+
+        def tokens(given: list[int], count: int, **sampling: Any) -> list[int]:
+            stream = hearth.generate(tokens=given, max_tokens=count, ignore_eos=True, **sampling)
+            return list(stream.done.tokens)
+
+        whole = tokens(prompt, 24, seed=5, temperature=1.5, top_k=0)
+        assert tokens(prompt, 24, seed=6, temperature=1.5, top_k=0) != whole
+        for done in (0, 1, 10):
+            assert tokens(prompt + whole[:done], 24 - done, seed=5, temperature=1.5, top_k=0) == whole[done:]
+        assert set(tokens(prompt, 5, logit_bias={whole[0]: 1e6})) == {whole[0]}
+        assert len(set(tokens(prompt, 9, temperature=0, presence_penalty=100))) == 9
+        with pytest.raises(client.RequestError, match="4096 is no token of a vocabulary of 4096") as refused:
+            tokens(prompt, 1, logit_bias={4096: 1})
+        assert (refused.value.code, refused.value.field) == ("bad-field", "sampling.logit_bias")
+
+
 def test_what_it_says_of_itself(start_daemon: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     daemon = start_daemon("--demo", "--context", "64")
     with client.Client(daemon.endpoint, timeout=60) as hearth:

@@ -59,6 +59,8 @@ def refused(found: Any) -> tuple[str, str]:
         ({"op": "generate", "prompt": "a", "max_tokens": 1.5}, "max_tokens", "a whole number, not a decimal number"),
         ({"op": "generate", "prompt": "a", "sampling": {"top_p": 1.1}}, "sampling.top_p", "at most 1"),
         ({"op": "generate", "prompt": "a", "sampling": {"seed": 1 << 64}}, "sampling.seed", "at most"),
+        ({"op": "generate", "sampling": {"logit_bias": {"-1": 2}}}, "sampling.logit_bias", "at least 0"),
+        ({"op": "generate", "sampling": {"logit_bias": {"a": 2}}}, "sampling.logit_bias", "not text"),
         ({"op": "generate", "tokens": [5, -1]}, "tokens[1]", "at least 0"),
         ({"op": "residency", "by": "colour"}, "by", "one of role, layer, node, tensor"),
         ({"op": "warm", "select": {"experts": [0] * 4097}}, "select.experts", "longer than 4096"),

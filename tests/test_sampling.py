@@ -92,7 +92,8 @@ def a_request(rng, n):
     sampling = {name: value.item() if hasattr(value, "item") else value for name, value in sampling.items()}
     told = {}
     if rng.random() < 0.3:
-        sampling |= {"repeat_penalty": float(rng.choice([0.5, 1.3, 1e2])), "repeat_last": int(rng.choice([-1, 0, 1, 7, 64]))}
+        sampling |= {"repeat_penalty": float(rng.choice([0.5, 1.3, 1e2]))}
+        sampling |= {"repeat_last": int(rng.choice([-1, 0, 1, 7, 64]))}
         sampling |= {"presence_penalty": float(rng.normal()), "frequency_penalty": float(rng.choice([0, rng.normal()]))}
         told = {"prompt": rng.integers(0, n + 3, 30).tolist(), "chosen": rng.integers(0, min(n, 6), 90).tolist()}
     if rng.random() < 0.2:
@@ -107,10 +108,10 @@ def a_request(rng, n):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_same_tokens_as_plain_numpy(isa):
-    """2,000 requests, 8 positions each; next to the border of a set or a draw float32 may round to the other side."""
+    """1,500 requests, 8 positions each; next to the border of a set or a draw float32 may round to the other side."""
     rng = np.random.default_rng(11)
     near = 0
-    for _ in range(2000):
+    for _ in range(1500):
         x = a_row(rng)
         sampling, told = a_request(rng, len(x))
         sampler = Sampler(sampling, len(x), forbidden=told.get("forbidden", ()), isa=isa)
@@ -146,11 +147,11 @@ def test_log_probabilities_are_the_models_own():
 
 
 def test_frequencies_follow_the_temperature():
-    """Chi-square of 20,000 positions against the probabilities; 18.5 at 4 degrees of freedom comes once in a thousand."""
-    for temperature in (0.5, 1.0, 2.0):
+    """Chi-square over positions against the probabilities; 18.5 at 4 degrees of freedom comes once in a thousand."""
+    for temperature in (0.5, 2.0):
         for top_k in (0, 5):  # by pieces of the row, and by a list
             sampler = Sampler(Sampling(**{**ALL, "temperature": temperature, "top_k": top_k}), len(P))
-            found = choose(None, P[None], [(0, sampler, at) for at in range(20000)])
+            found = choose(None, P[None], [(0, sampler, at) for at in range(8000)])
             counts = np.bincount([choice.token for choice in found], minlength=len(P))
             expected = np.exp(P.astype(np.float64) / temperature)
             expected *= counts.sum() / expected.sum()

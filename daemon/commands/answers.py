@@ -21,6 +21,15 @@ def number(text: str) -> float:
     return value
 
 
+def biases(text: str) -> dict[int, float]:
+    """`15043=-1.5,7=4`. For argparse."""
+    try:
+        pairs = [part.split("=") for part in text.replace(",", " ").split()]
+        return {int(token): number(bias) for token, bias in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a list of ID=BIAS") from None
+
+
 STDIN = "- reads standard input, less one newline at its end"
 TEXT = "text; none or " + STDIN
 
@@ -31,6 +40,9 @@ SAMPLING = (
     ("--min-p", number, "default: 0.05"),
     ("--repeat-penalty", number, "default: 1"),
     ("--repeat-last", int, "tokens that the penalty looks back at (default: 64)"),
+    ("--presence-penalty", number, "of tokens that the answer has already (default: 0)"),
+    ("--frequency-penalty", number, "of them, for each time (default: 0)"),
+    ("--logit-bias", biases, "ID=BIAS,...: added to the logits of token ids"),
     ("--seed", int, "of the draws"),
     ("--logprobs", int, "alternatives to report per token, with --json"),
 )

@@ -1,8 +1,8 @@
 """From logits to the next token: penalties, filters, a seeded draw, log-probabilities, stop strings.
 
-Owns what a request's parameters mean and what is said of bad ones; the arithmetic is cyext.sampling's, without the GIL. It
-does not change the logits that it is given, and log-probabilities are always those of the model's own distribution, before
-temperature, penalties and filters.
+Owns what a request's parameters mean and what is said of bad ones; the arithmetic is cyext.sampling's, without the GIL.
+It does not change the logits that it is given, and log-probabilities are always those of the model's own distribution,
+before temperature, penalties and filters.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class Choice:
 class Sampler:
     """One request's sampler.
 
-    The order: repetition penalty, frequency and presence penalties, logit bias, forbidden tokens and mask, top-k, top-p,
-    min-p, temperature, draw. It is llama.cpp's, but for the bias, which there comes before the penalties: so a bias is worth
-    what it says, whatever was there. The repetition penalty counts the last `repeat_last` tokens, prompt and answer;
-    frequency and presence count what was chosen (OpenAI's definition; llama.cpp counts the same last tokens for all three).
-    Zero or less switches top-k off, 1 top-p, 0 min-p, 1 the repetition penalty. Among equal logits the lower id counts as
-    likelier.
+    The order: repetition penalty, frequency and presence penalties, logit bias, forbidden tokens and mask, top-k,
+    top-p, min-p, temperature, draw. It is llama.cpp's, but for the bias, which there comes before the penalties: here a
+    bias is worth what it says, whatever was there. The repetition penalty counts the last `repeat_last` tokens, prompt
+    and answer; frequency and presence count what was chosen (OpenAI's definition; llama.cpp counts the same last tokens
+    for all three). Zero or less switches top-k off, 1 top-p, 0 min-p, 1 the repetition penalty. Among equal logits the
+    lower id counts as likelier.
 
-    The draw is by seed and position alone (Philox, one number a position): a request that is computed again from anywhere
-    draws the same.
+    The draw is by seed and position alone (Philox, one number a position): a request that is computed again from
+    anywhere draws the same.
     """
 
     def __init__(
@@ -134,8 +134,8 @@ def choose(
 ) -> list[Choice | SamplingError]:
     """For each (row of logits, sampler, position of the token that is chosen) a choice, or why there is none.
 
-    logits: [rows, n_vocab]. Rows are shared out by the teams, who run nothing else meanwhile; without teams they are done
-    in this thread. What is chosen from a row does not depend on them, nor on other rows.
+    logits: [rows, n_vocab]. Rows are shared out by the teams, who run nothing else meanwhile; without teams they are
+    done in this thread. What is chosen from a row does not depend on them, nor on other rows.
     """
     found: list[Choice | SamplingError | None] = []
     asked = []
@@ -258,7 +258,7 @@ def _check(sampling: Sampling, n_vocab: int) -> None:
         if not 0 <= token < n_vocab:
             raise SamplingError(f"logit_bias: {token} is no token of a vocabulary of {n_vocab}", "logit_bias")
         if math.isnan(bias) or bias == math.inf:
-            raise SamplingError(f"logit_bias of token {token} is {bias}; it has to be a number", "logit_bias")
+            raise SamplingError(f"logit_bias: of token {token} it is {bias}; it has to be a number", "logit_bias")
 
 
 def _borders(stop: str) -> list[int]:
