@@ -6,10 +6,14 @@ import argparse
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from . import exit_codes
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .parts import Hearth, OpenHearth
 
 
 def version() -> str:
@@ -79,13 +83,13 @@ def demo_model() -> str:
     return str(Path(__file__).with_name("data") / "tinystories-moe-Q4_K_M.gguf")
 
 
-def open_real(config: Any) -> Any:
+def open_real(config: Config) -> Hearth:
     from .hearth import Hearth
 
     return Hearth(config)
 
 
-def main(arguments: Sequence[str] | None = None, open_hearth: Callable[[Any], Any] = open_real) -> int:
+def main(arguments: Sequence[str] | None = None, open_hearth: OpenHearth = open_real) -> int:
     """The exit code."""
     made = parser()
     if "--print-completion" in (sys.argv if arguments is None else arguments):
@@ -119,7 +123,7 @@ def main(arguments: Sequence[str] | None = None, open_hearth: Callable[[Any], An
         gc.enable()
 
 
-def run(config: Any, open_hearth: Callable[[Any], Any]) -> int:
+def run(config: Config, open_hearth: OpenHearth) -> int:
     """Serve, and turn what can go wrong at the start into one line and an exit code."""
     from .config import ConfigError
     from .endpoints import EndpointError

@@ -24,93 +24,43 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import zmq
 
-from . import endpoints, protocol, security
+from . import asking, endpoints, protocol, security
+from .asking import (
+    CONNECT_SECONDS,
+    SLICE,
+    Answer,
+    ClientError,
+    Question,
+    RequestError,
+    TimedOut,
+    TooBig,
+    Unreachable,
+    connected,
+    data_of,
+    frames_of,
+    open_socket,
+    reply_of,
+    sampling_of,
+    silence,
+)
 
-CONNECT_SECONDS = 5.0
-SLICE = 0.5  # how often a waiting client looks whether the daemon is still there
+if TYPE_CHECKING:
+    import trio
 
+    from .sockets import Socket
 
-class ClientError(Exception):
-    """Anything that keeps a client from its answer."""
-
-
-class Unreachable(ClientError):
-    """No daemon answers at the endpoint, or it went away."""
-
-
-class TimedOut(ClientError):
-    """The answer did not come in the time given."""
-
-
-class TooBig(ClientError):
-    """The request is longer than a message may be: the daemon would close the connection."""
-
-
-class RequestError(ClientError):
-    """The daemon answered with an error."""
-
-    def __init__(self, error: protocol.Error) -> None:
-        super().__init__(error.message)
-        self.code, self.message, self.field = error.code, error.message, error.field
-
-
-def _socket(context: zmq.Context[Any], endpoint: str, keys: str) -> zmq.Socket[bytes]:
-    path = endpoints.ipc_path(endpoint)
-    if path is not None and not path.exists():
-        raise Unreachable(f"no daemon at {endpoint}")
-    raw = context.socket(zmq.DEALER)
-    raw.linger = 200
-    raw.immediate = 1  # writable only while connected: how a client knows that the daemon is there
-    raw.rcvhwm = 10000
-    raw.heartbeat_ivl = 5000
-    raw.heartbeat_timeout = 20000
-    try:
-        security.secure_client(raw, endpoint, keys)
-        raw.connect(endpoint)
-    except security.KeyTrouble:
-        raw.close(0)
-        raise
-    except zmq.ZMQError as error:
-        raw.close(0)
-        raise Unreachable(f"{endpoint}: {error}") from None
-    return raw
+__all__ = [
+    "AsyncClient", "Client", "ClientError", "RequestError", "Stream", "TimedOut", "TooBig", "Unreachable", "connect",
+    "security",
+]  # fmt: skip
 
 
-def _silence(endpoint: str) -> str:
-    """What may be said of an endpoint that no connection comes from: a refused key looks like nobody."""
-    return f"no daemon answers at {endpoint}" + ", or it does not know this key" * endpoints.is_tcp(endpoint)
-
-
-def _connected(raw: zmq.Socket[bytes]) -> bool:
-    return bool(int(raw.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
-
-
-def _frames(request: protocol.Request) -> list[bytes]:
-    body = protocol.encode(request)
-    if len(body) > protocol.MESSAGE_LIMIT:
-        raise TooBig(f"the request has {len(body)} bytes, a daemon takes {protocol.MESSAGE_LIMIT}")
-    return [b"", body]
-
-
-def _reply(frames: list[bytes]) -> tuple[protocol.AnyReply, bytes | None]:
-    frames = frames[1:] if frames and not frames[0] else frames
-    return protocol.decode_reply(frames[0]), frames[1] if len(frames) > 1 else None
-
-
-def _sampling(given: dict[str, Any]) -> protocol.Sampling:
-    return protocol.Sampling(**{name: value for name, value in given.items() if value is not None})
-
-
-class _Requests:
-    """The operations, in terms of `_call(request) -> Result` and `_stream(request)` of a client of either kind.
-
-    `_call` of AsyncClient returns an awaitable, so each of these is awaited there.
-    """
+class _Named:
+    """Requests without an id get one."""
 
     endpoint: str
     _ids: Iterator[int]
@@ -120,51 +70,8 @@ class _Requests:
             request.id = f"{os.getpid()}-{next(self._ids)}"
         return request.id
 
-    def _call(self, request: protocol.Request, convert: Callable[[dict[str, Any]], Any] = dict) -> Any:
-        raise TypeError("use Client or AsyncClient")
 
-    def status(self) -> Any:
-        """`protocol.StatusData`: model, options in effect, state, warnings, last numbers, telemetry endpoint."""
-        return self._call(protocol.Status(), lambda data: msgspec.convert(data, protocol.StatusData))
-
-    def tokenize(self, text: str, *, special: bool = True, bos: bool | None = None) -> Any:
-        """Token ids (list of int)."""
-        return self._call(protocol.Tokenize(text=text, special=special, bos=bos), lambda data: data["tokens"])
-
-    def detokenize(self, tokens: list[int]) -> Any:
-        """Text of token ids."""
-        return self._call(protocol.Detokenize(tokens=tokens), lambda data: data["text"])
-
-    def residency(self, by: Literal["role", "layer", "node", "tensor"] = "role") -> Any:
-        """Bytes mapped, cached, deferred and unknown; a dict as `hearthctl residency --json` prints it."""
-        return self._call(protocol.Residency(by=by))
-
-    def experts(self, layer: int | None = None) -> Any:
-        """Per layer: how often each expert was routed to, and how much of it is resident."""
-        return self._call(protocol.Experts(layer=layer))
-
-    def plan(self) -> Any:
-        """Bytes per role and type, what the budget admits, what each option would do."""
-        return self._call(protocol.Plan())
-
-    def defer(self, select: protocol.Selection | None = None) -> Any:
-        """Give the selected experts' pages back (default: all experts)."""
-        return self._call(protocol.Defer(select=select or protocol.Selection()))
-
-    def pin(self, select: protocol.Selection | None = None, *, release: bool = False) -> Any:
-        """Lock the selected spans into memory, or release them."""
-        return self._call(protocol.Pin(select=select or protocol.Selection(), release=release))
-
-    def cancel(self, target: protocol.Id) -> Any:
-        """End a request by its id."""
-        return self._call(protocol.Cancel(target=target))
-
-    def shutdown(self) -> Any:
-        """Ask the daemon to drain and exit."""
-        return self._call(protocol.Shutdown())
-
-
-class Client(_Requests):
+class Client(_Named):
     """Blocking; one thread. `timeout` is the longest silence in seconds before TimedOut (None: wait)."""
 
     def __init__(
@@ -173,16 +80,16 @@ class Client(_Requests):
         self.endpoint = endpoints.control_to_connect(endpoint)
         self.timeout = timeout
         self._ids = itertools.count(1)
-        self._waiting: dict[protocol.Id, deque[tuple[protocol.AnyReply, bytes | None]]] = {}
-        self._context: zmq.Context[Any] = zmq.Context()
+        self._waiting: dict[protocol.Id, deque[asking.Received]] = {}
+        self._context: asking.Context = zmq.Context()
         try:
-            self._raw = _socket(self._context, self.endpoint, keys or os.environ.get("HEARTHD_KEYS", ""))
+            self._raw = open_socket(self._context, self.endpoint, keys or os.environ.get("HEARTHD_KEYS", ""))
         except BaseException:
             self._context.term()
             raise
         if not self._raw.poll(int(connect * 1000), zmq.POLLOUT):
             self.close()
-            raise Unreachable(_silence(self.endpoint))
+            raise Unreachable(silence(self.endpoint))
 
     def __enter__(self) -> Client:
         return self
@@ -196,6 +103,48 @@ class Client(_Requests):
             self._raw.close()
             self._context.term()
 
+    # -- questions ---------------------------------------------------------------------------------------------------
+
+    def status(self) -> protocol.StatusData:
+        """Model, options in effect, state, warnings, last numbers, telemetry endpoint."""
+        return self._ask(asking.status())
+
+    def tokenize(self, text: str, *, special: bool = True, bos: bool | None = None) -> list[int]:
+        """Token ids."""
+        return self._ask(asking.tokenize(text, special, bos))
+
+    def detokenize(self, tokens: list[int]) -> str:
+        """Text of token ids."""
+        return self._ask(asking.detokenize(tokens))
+
+    def residency(self, by: asking.By = "role") -> dict[str, Any]:
+        """Bytes mapped, cached, deferred and unknown; a dict as `hearthctl residency --json` prints it."""
+        return self._ask(asking.residency(by))
+
+    def experts(self, layer: int | None = None) -> dict[str, Any]:
+        """Per layer: how often each expert was routed to, and how much of it is resident."""
+        return self._ask(asking.experts(layer))
+
+    def plan(self) -> dict[str, Any]:
+        """Bytes per role and type, what the budget admits, what each option would do."""
+        return self._ask(asking.plan())
+
+    def defer(self, select: protocol.Selection | None = None) -> dict[str, Any]:
+        """Give the selected experts' pages back (default: all experts)."""
+        return self._ask(asking.defer(select))
+
+    def pin(self, select: protocol.Selection | None = None, *, release: bool = False) -> dict[str, Any]:
+        """Lock the selected spans into memory, or release them."""
+        return self._ask(asking.pin(select, release))
+
+    def cancel(self, target: protocol.Id) -> dict[str, Any]:
+        """End a request by its id."""
+        return self._ask(asking.cancel(target))
+
+    def shutdown(self) -> dict[str, Any]:
+        """Ask the daemon to drain and exit."""
+        return self._ask(asking.shutdown())
+
     # -- answers of the model ----------------------------------------------------------------------------------------
 
     def generate(
@@ -206,7 +155,7 @@ class Client(_Requests):
         max_tokens: int = 256,
         stop: list[str] | None = None,
         ignore_eos: bool = False,
-        **sampling: Any,
+        **sampling: object,
     ) -> Stream:
         """Continue text or token ids. `sampling`: the fields of `protocol.Sampling` (temperature, top_k, seed, ...)."""
         return self.stream(
@@ -216,12 +165,12 @@ class Client(_Requests):
                 max_tokens=max_tokens,
                 stop=stop or [],
                 ignore_eos=ignore_eos,
-                sampling=_sampling(sampling),
+                sampling=sampling_of(sampling),
             )
         )
 
     def chat(
-        self, messages: list[dict[str, Any]], *, max_tokens: int = 256, continue_last: bool = False, **fields: Any
+        self, messages: list[dict[str, Any]], *, max_tokens: int = 256, continue_last: bool = False, **fields: object
     ) -> Stream:
         """Answer a conversation of `{"role": ..., "content": ...}` through the model's template.
 
@@ -229,9 +178,10 @@ class Client(_Requests):
         `protocol.Sampling` and of `protocol.Chat`. `done.warnings` says what the template left out.
         """
         names = set(protocol.Sampling.__struct_fields__)
-        sampling = _sampling({name: fields.pop(name) for name in list(fields) if name in names})
+        sampling = sampling_of({name: fields.pop(name) for name in list(fields) if name in names})
+        rest: dict[str, Any] = fields
         request = protocol.Chat(
-            messages=messages, max_tokens=max_tokens, continue_last=continue_last, sampling=sampling, **fields
+            messages=messages, max_tokens=max_tokens, continue_last=continue_last, sampling=sampling, **rest
         )
         return self.stream(request)
 
@@ -242,7 +192,7 @@ class Client(_Requests):
         positions from `logits_from` on. A reply holds `protocol.LOGITS_LIMIT` bytes of them."""
         request = protocol.Score(tokens=tokens, text=text, logits=logits, logits_from=logits_from)
         reply, body = self._one(self._send(request))
-        return _data(reply), body
+        return data_of(reply), body
 
     def warm(
         self,
@@ -261,7 +211,7 @@ class Client(_Requests):
                     progress(reply)
                 continue
             del self._waiting[id]
-            return _data(reply)
+            return data_of(reply)
 
     def stream(self, request: protocol.Generation) -> Stream:
         """Send a generation of one's own making; its events."""
@@ -274,13 +224,12 @@ class Client(_Requests):
 
     # -- the way there and back --------------------------------------------------------------------------------------
 
-    def _call(self, request: protocol.Request, convert: Callable[[dict[str, Any]], Any] = dict) -> Any:
-        reply, _ = self._one(self._send(request))
-        return convert(_data(reply))
+    def _ask(self, question: Question[Answer]) -> Answer:
+        return question.answer(self._one(self._send(question.request))[0])
 
     def _send(self, request: protocol.Request) -> protocol.Id:
         id = self._name(request)
-        frames = _frames(request)
+        frames = frames_of(request)
         self._waiting[id] = deque()
         while True:
             try:
@@ -291,20 +240,20 @@ class Client(_Requests):
                     self._waiting.pop(id, None)
                     raise Unreachable(f"the daemon at {self.endpoint} went away") from None
 
-    def _one(self, id: protocol.Id) -> tuple[protocol.AnyReply, bytes | None]:
+    def _one(self, id: protocol.Id) -> asking.Received:
         try:
             return self._next(id)
         finally:
             self._waiting.pop(id, None)
 
-    def _next(self, id: protocol.Id) -> tuple[protocol.AnyReply, bytes | None]:
+    def _next(self, id: protocol.Id) -> asking.Received:
         """The next reply to this request; replies to others are kept for them."""
         deadline = time.monotonic() + self.timeout if self.timeout is not None else None
         mine = self._waiting[id]
         while not mine:
             pause = SLICE if deadline is None else min(SLICE, max(0.0, deadline - time.monotonic()))
             if self._raw.poll(int(pause * 1000) + 1):
-                reply, body = _reply(self._raw.recv_multipart())
+                reply, body = reply_of(self._raw.recv_multipart())
                 if reply.id in self._waiting:
                     self._waiting[reply.id].append((reply, body))
                 elif reply.id == "":  # the daemon could not even read the id
@@ -318,15 +267,7 @@ class Client(_Requests):
     def _forget(self, id: protocol.Id, *, cancel: bool) -> None:
         if self._waiting.pop(id, None) is not None and cancel and not self._raw.closed:
             with suppress(zmq.ZMQError):
-                self._raw.send_multipart(_frames(protocol.Cancel(id=f"{id}/cancel", target=id)), zmq.DONTWAIT)
-
-
-def _data(reply: protocol.AnyReply) -> dict[str, Any]:
-    if isinstance(reply, protocol.Error):
-        raise RequestError(reply)
-    if isinstance(reply, protocol.Result):
-        return reply.data
-    raise ClientError(f"unexpected reply: {type(reply).__name__}")
+                self._raw.send_multipart(frames_of(protocol.Cancel(id=f"{id}/cancel", target=id)), zmq.DONTWAIT)
 
 
 class Stream:
@@ -367,19 +308,19 @@ class Stream:
         return self.done
 
 
-class AsyncClient(_Requests):
+class AsyncClient(_Named):
     """For trio: `async with connect(endpoint) as hearth: ...`. Any number of tasks may use one client."""
 
-    def __init__(self, endpoint: str, socket: Any) -> None:
+    def __init__(self, endpoint: str, socket: Socket) -> None:
         self.endpoint = endpoint
         self._ids = itertools.count(1)
         self._socket = socket
-        self._waiting: dict[protocol.Id, Any] = {}
+        self._waiting: dict[protocol.Id, trio.MemorySendChannel[asking.Received]] = {}
 
     async def pump(self) -> None:
         """Hands every reply to whoever asked; runs while the client is used."""
         while True:
-            reply, body = _reply([frame.bytes for frame in await self._socket.recv()])
+            reply, body = reply_of([frame.bytes for frame in await self._socket.recv()])
             if (channel := self._waiting.get(reply.id)) is not None:
                 channel.send_nowait((reply, body))
 
@@ -394,19 +335,19 @@ class AsyncClient(_Requests):
                     channel.close()
 
     @asynccontextmanager
-    async def _asked(self, request: protocol.Request) -> AsyncIterator[Any]:
+    async def _asked(self, request: protocol.Request) -> AsyncIterator[trio.MemoryReceiveChannel[asking.Received]]:
         import trio
 
         id = self._name(request)
-        send, receive = trio.open_memory_channel[tuple[protocol.AnyReply, bytes | None]](float("inf"))
+        send, receive = trio.open_memory_channel[asking.Received](float("inf"))
         self._waiting[id] = send
         try:
-            await self._socket.send(_frames(request))
+            await self._socket.send(frames_of(request))
             yield receive
         finally:
             del self._waiting[id]
 
-    async def _receive(self, channel: Any) -> tuple[protocol.AnyReply, bytes | None]:
+    async def _receive(self, channel: trio.MemoryReceiveChannel[asking.Received]) -> asking.Received:
         import trio
 
         try:
@@ -414,10 +355,44 @@ class AsyncClient(_Requests):
         except trio.EndOfChannel:
             raise Unreachable(f"the daemon at {self.endpoint} went away") from None
 
-    async def _call(self, request: protocol.Request, convert: Callable[[dict[str, Any]], Any] = dict) -> Any:
-        async with self._asked(request) as channel:
+    async def _ask(self, question: Question[Answer]) -> Answer:
+        async with self._asked(question.request) as channel:
             reply, _ = await self._receive(channel)
-        return convert(_data(reply))
+        return question.answer(reply)
+
+    # -- questions, as of Client --------------------------------------------------------------------------------------
+
+    async def status(self) -> protocol.StatusData:
+        return await self._ask(asking.status())
+
+    async def tokenize(self, text: str, *, special: bool = True, bos: bool | None = None) -> list[int]:
+        return await self._ask(asking.tokenize(text, special, bos))
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        return await self._ask(asking.detokenize(tokens))
+
+    async def residency(self, by: asking.By = "role") -> dict[str, Any]:
+        return await self._ask(asking.residency(by))
+
+    async def experts(self, layer: int | None = None) -> dict[str, Any]:
+        return await self._ask(asking.experts(layer))
+
+    async def plan(self) -> dict[str, Any]:
+        return await self._ask(asking.plan())
+
+    async def defer(self, select: protocol.Selection | None = None) -> dict[str, Any]:
+        return await self._ask(asking.defer(select))
+
+    async def pin(self, select: protocol.Selection | None = None, *, release: bool = False) -> dict[str, Any]:
+        return await self._ask(asking.pin(select, release))
+
+    async def cancel(self, target: protocol.Id) -> dict[str, Any]:
+        return await self._ask(asking.cancel(target))
+
+    async def shutdown(self) -> dict[str, Any]:
+        return await self._ask(asking.shutdown())
+
+    # -- the rest ----------------------------------------------------------------------------------------------------
 
     async def request(self, request: protocol.Request) -> protocol.AnyReply:
         async with self._asked(request) as channel:
@@ -430,12 +405,11 @@ class AsyncClient(_Requests):
         request = protocol.Score(tokens=tokens, text=text, logits=logits, logits_from=logits_from)
         async with self._asked(request) as channel:
             reply, body = await self._receive(channel)
-        return _data(reply), body
+        return data_of(reply), body
 
     async def warm(self, select: protocol.Selection | None = None, *, wait: bool = False) -> dict[str, Any]:
         """As `Client.warm`, without progress."""
-        data: dict[str, Any] = await self._call(protocol.Warm(select=select or protocol.Selection(), wait=wait))
-        return data
+        return await self._ask(asking.warm(select, wait))
 
     async def stream(
         self, request: protocol.Generation
@@ -455,7 +429,7 @@ class AsyncClient(_Requests):
         finally:
             if not ended:
                 with suppress(zmq.ZMQError):
-                    self._socket.send_nowait(_frames(protocol.Cancel(target=request.id)))
+                    self._socket.send_nowait(frames_of(protocol.Cancel(target=request.id)))
 
 
 @asynccontextmanager
@@ -468,15 +442,15 @@ async def connect(
     from .sockets import pumping
 
     endpoint = endpoints.control_to_connect(endpoint)
-    context: zmq.Context[Any] = zmq.Context()
+    context: asking.Context = zmq.Context()
     try:
-        raw = _socket(context, endpoint, keys or os.environ.get("HEARTHD_KEYS", ""))
+        raw = open_socket(context, endpoint, keys or os.environ.get("HEARTHD_KEYS", ""))
         async with pumping(raw) as socket, trio.open_nursery() as nursery:
             with trio.move_on_after(patience):
-                while not _connected(raw):  # noqa: ASYNC110
+                while not connected(raw):  # noqa: ASYNC110
                     await trio.sleep(0.01)
-            if not _connected(raw):
-                raise Unreachable(_silence(endpoint))
+            if not connected(raw):
+                raise Unreachable(silence(endpoint))
             client = AsyncClient(endpoint, socket)
             nursery.start_soon(client.pump)
             nursery.start_soon(client.watch)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -26,6 +25,7 @@ from .model.sampling import Sampler
 from .processors import Processors
 from .residency import Residency, numa_audit
 from .residency.placement import Placement, choose
+from .tending import Say
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class Hearth:
         """Until requests can be answered."""
         await self._prepared.wait()
 
-    async def follow(self, say: Callable[[str, str, str], None]) -> None:
+    async def follow(self, say: Say) -> None:
         """Until cancelled, once prepared: threads as processors and quotas allow. say: code, message, level."""
         await self.processors.follow(self.engine, say)
 

@@ -17,7 +17,6 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import zmq
 
@@ -84,7 +83,7 @@ class Peers:
     def __len__(self) -> int:
         return len(self._connected)
 
-    def close(self) -> Any:
+    def close(self) -> None:
         self._raw.disable_monitor()
 
 

@@ -6,13 +6,17 @@ Owns the number and what is said of it. Threads are the engine's; which node a t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import trio
 
 from . import protocol, topology
 from .topology import Topology
+
+if TYPE_CHECKING:
+    from .parts import Threads
+    from .tending import Say
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +78,7 @@ class Processors:
         self.threads = self._asked or self.machine.threads
         return True
 
-    async def follow(self, engine: Any, say: Callable[[str, str, str], None]) -> None:
+    async def follow(self, engine: Threads, say: Say) -> None:
         """Until cancelled: the engine's threads move and change their number with what we may use."""
         teams = self.fit()
         told = self.warnings

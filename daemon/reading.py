@@ -198,7 +198,7 @@ def _refusal(request: protocol.Request, field: str, message: str, code: str = "b
     return protocol.Error(id=request.id, code=code, message=f"{field}: {message}", field=field)
 
 
-def _text_or_tokens(request: Any) -> protocol.Error | None:
+def _text_or_tokens(request: protocol.Generate | protocol.Score) -> protocol.Error | None:
     name = "prompt" if isinstance(request, protocol.Generate) else "text"
     given = getattr(request, name) is not None
     if given == (request.tokens is not None):
@@ -214,14 +214,14 @@ def _score(request: protocol.Score) -> protocol.Error | None:
     return _text_or_tokens(request)
 
 
-def _depths(request: Any) -> protocol.Error | None:
+def _depths(request: protocol.Chat) -> protocol.Error | None:
     for field in ("messages", "tools", "template_arguments"):
         if _deep(getattr(request, field)):
             return _refusal(request, field, f"lists and objects deeper than {protocol.DEPTH_LIMIT}")
     return None
 
 
-def _target(request: Any) -> protocol.Error | None:
+def _target(request: protocol.Cancel) -> protocol.Error | None:
     if _long(request.target):
         return _refusal(request, "target", f"longer than {protocol.ID_LIMIT} bytes")
     return None
@@ -235,8 +235,8 @@ _CHECKS: dict[type, Callable[[Any], protocol.Error | None]] = {
 }
 
 
-def _deep(value: Any) -> bool:
-    level = [value] if value else []
+def _deep(value: object) -> bool:
+    level: list[Any] = [value] if value else []
     for _ in range(protocol.DEPTH_LIMIT + 1):
         level = [
             child

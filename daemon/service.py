@@ -11,9 +11,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 import zmq
@@ -30,6 +29,10 @@ from .sockets import Binding
 from .telemetry import Telemetry, process_start_seconds
 from .tending import first_cause
 
+if TYPE_CHECKING:
+    from .generation import Job
+    from .parts import Hearth, OpenHearth
+
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
@@ -42,7 +45,7 @@ STATE_FIELDS = ("state", "warm_percent", "state_note")
 class Service:
     """One daemon. `open_hearth` maps the model and returns the parts that serve it (see `hearth.Hearth`)."""
 
-    def __init__(self, config: Config, open_hearth: Callable[[Config], Any], version: str) -> None:
+    def __init__(self, config: Config, open_hearth: OpenHearth, version: str) -> None:
         self._config = config
         self._open_hearth = open_hearth
         self._version = version
@@ -61,7 +64,7 @@ class Service:
         keys = Keys.for_daemon(config.keys, [control_endpoint, telemetry_endpoint])
         bindings: list[Binding] = []
         context: zmq.Context[Any] = zmq.Context()
-        hearth: Any = None
+        hearth: Hearth | None = None
         try:
             for endpoint in (control_endpoint, telemetry_endpoint):
                 bindings.append(Binding(endpoint))
@@ -175,7 +178,7 @@ class Service:
         """Alive means: this loop turns, and a step that is running gets somewhere."""
         if (seconds := self._notifier.watchdog_seconds) is None:
             return
-        last: Any = None
+        last: tuple[int, ...] | None = None
         moved = trio.current_time()
         while True:
             now = trio.current_time()
@@ -190,9 +193,9 @@ class Service:
 
     def _progress(self) -> tuple[int, ...]:
         engine = self._hearth.engine
-        return (self._scheduler.turns, int(engine.layer) if engine is not None else -1, self._hearth.bytes_read())
+        return (self._scheduler.turns, engine.layer if engine is not None else -1, self._hearth.bytes_read())
 
-    def _deliver(self, job: Any, reply: protocol.Reply, body: Body | None) -> bool:
+    def _deliver(self, job: Job, reply: protocol.Reply, body: Body | None) -> bool:
         return self._operations.deliver(job, reply, body)
 
     def status_data(self) -> protocol.StatusData:
@@ -255,7 +258,7 @@ class Service:
         await trio.to_thread.run_sync(self._hearth.save)
 
 
-def serve(config: Config, open_hearth: Callable[[Config], Any], version: str) -> int:
+def serve(config: Config, open_hearth: OpenHearth, version: str) -> int:
     """Run a daemon in this process; the exit code."""
 
     async def main() -> int:

@@ -213,7 +213,7 @@ async def pumping(raw: zmq.Socket[bytes], *, close: bool = True) -> AsyncIterato
             raw.close()
 
 
-def make(context: zmq.Context[Any], kind: int, **options: Any) -> zmq.Socket[bytes]:
+def make(context: zmq.Context[Any], kind: int, **options: object) -> zmq.Socket[bytes]:
     """A raw socket with options by their pyzmq attribute names (`sndhwm=100`)."""
     raw = context.socket(kind)
     for name, value in options.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -32,7 +32,7 @@ def connect(given: argparse.Namespace) -> Client:
     return Client(given.control, keys=given.keys, timeout=given.timeout)
 
 
-def print_json(data: Any) -> None:
+def print_json(data: object) -> None:
     """One document, indented; numpy and msgspec values welcome."""
     import msgspec
 
@@ -50,7 +50,7 @@ def size(count: float) -> str:
     return f"{count:.2f} TiB"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns as wide as they need; numbers to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]

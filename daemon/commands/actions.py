@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import Add, connect, number_list, print_json, size
+
+if TYPE_CHECKING:
+    from ..protocol import Progress, Selection
 
 
 def register(add: Add) -> None:
@@ -28,7 +31,7 @@ def register(add: Add) -> None:
     keys.add_argument("--client", default="client", metavar="NAME", help="the client's name (default: client)")
 
 
-def _selection(given: argparse.Namespace) -> Any:
+def _selection(given: argparse.Namespace) -> Selection:
     from ..protocol import Selection
 
     return Selection(layers=given.layers, experts=given.experts, hottest=given.hottest, dense=given.dense)
@@ -42,14 +45,14 @@ def _say(given: argparse.Namespace, data: dict[str, Any]) -> None:
     print(", ".join(parts).replace("_", " "))
 
 
-def _brief(name: str, value: Any) -> str:
-    if "bytes" in name:
+def _brief(name: str, value: object) -> str:
+    if "bytes" in name and isinstance(value, int | float):
         return size(value)
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def run_warm(given: argparse.Namespace) -> None:
-    def progress(step: Any) -> None:
+    def progress(step: Progress) -> None:
         print(f"\r{100 * step.done / max(1, step.total):3.0f} %  {size(step.done)} of {size(step.total)}",
               end="", file=sys.stderr, flush=True)  # fmt: skip
 

@@ -11,7 +11,7 @@ from .. import protocol
 from . import Add, CommandError, connect, print_json, text_or_stdin, text_or_tokens, token_list, utf8
 
 if TYPE_CHECKING:
-    from ..client import Client
+    from ..client import Client, Stream
 
 
 def number(text: str) -> float:
@@ -85,7 +85,7 @@ def _sampling(given: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(given, name)) is not None}
 
 
-def _play(stream: Any, given: argparse.Namespace, begin: str = "") -> Any:
+def _play(stream: Stream, given: argparse.Namespace, begin: str = "") -> protocol.Done:
     """Print a stream as it comes, behind its given beginning (or collect it for --json); its Done. Ctrl-C ends the
     request, not only us."""
     alternatives = []
@@ -124,7 +124,7 @@ def _play(stream: Any, given: argparse.Namespace, begin: str = "") -> Any:
     return done
 
 
-def _code(done: Any) -> int:
+def _code(done: protocol.Done) -> int:
     return 0 if done.reason in ("stop", "length", "stop-string", "context") else 1
 
 
@@ -149,7 +149,7 @@ def run_chat(given: argparse.Namespace) -> int:
     interactive = given.message is None and sys.stdin.isatty() and not given.json
     with connect(given) as hearth:
 
-        def answer(text: str, begin: str = "") -> Any:
+        def answer(text: str, begin: str = "") -> protocol.Done:
             messages.append({"role": "user", "content": utf8(text)})
             begun = [{"role": "assistant", "content": begin}] if begin else []
             stream = hearth.chat(

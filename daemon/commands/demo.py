@@ -16,9 +16,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from . import Add, CommandError, size
+
+if TYPE_CHECKING:
+    from ..client import Client
+    from ..protocol import Done, StatusData
 
 PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play in the garden with her dog. One day,"
 START_SECONDS = 30.0
@@ -68,7 +72,7 @@ def daemon(model: str, directory: Path) -> Iterator[tuple[subprocess.Popen[bytes
                 process.wait()
 
 
-def wait_for(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> Any:
+def wait_for(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> Client:
     """A client, as soon as the daemon answers."""
     from ..client import Client, Unreachable
 
@@ -106,7 +110,7 @@ def run_demo(given: argparse.Namespace) -> int:
 
 
 def _story(
-    hearth: Any, process: subprocess.Popen[bytes], endpoint: str, begin: float, given: argparse.Namespace
+    hearth: Client, process: subprocess.Popen[bytes], endpoint: str, begin: float, given: argparse.Namespace
 ) -> int:
     before = hearth.status()
     moments: list[tuple[float, str]] = []
@@ -133,7 +137,7 @@ def _story(
     return 0
 
 
-def _settled(hearth: Any) -> Any:
+def _settled(hearth: Client) -> StatusData:
     """The state when warming is over and residency has been measured since, or after some seconds."""
     end = time.monotonic() + SETTLE_SECONDS
     while True:
@@ -145,7 +149,7 @@ def _settled(hearth: Any) -> Any:
 
 
 def _report(
-    after: Any, moments: list[tuple[float, str]], begin: float, done: Any, faults: tuple[int, int]
+    after: StatusData, moments: list[tuple[float, str]], begin: float, done: Done, faults: tuple[int, int]
 ) -> None:
     def say(text: str) -> None:
         print(text, file=sys.stderr)

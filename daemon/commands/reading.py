@@ -65,7 +65,7 @@ def _arena(arena: dict[str, Any]) -> str:
     return f"{', '.join(facts)}: {arena['reason']}"
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value > 99999 else str(value)
 
 
@@ -102,7 +102,7 @@ def run_experts(given: argparse.Namespace) -> None:
     if given.json:
         print_json(data)
         return
-    rows: list[list[Any]] = []
+    rows: list[list[object]] = []
     if given.tensors:
         for t in (tensor for layer in data["layers"] for tensor in layer.get("tensors", [])):
             rows.append([t["name"], t["type"], f"{t['used']}/{t['total']}", f"{t['used_per_step']:.1f}/{t['total']}",

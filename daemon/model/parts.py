@@ -24,8 +24,8 @@ class Matrices(Protocol):
         scale: NDArray[np.float32] | None = None,
         /,
     ) -> int:
-        """A matrix of rows of row_bytes each, `offset` bytes into its span, or one for each of several spans; scale: what
-        its products are multiplied by, one value or one a span. Its number."""
+        """A matrix of rows of row_bytes each, `offset` bytes into its span, or one for each of several spans; scale: by
+        what its products are multiplied, one value or one a span. Its number."""
 
 
 class Operations(Protocol):
