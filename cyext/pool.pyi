@@ -1,3 +1,5 @@
+BATCH: int
+
 class Pool:
     blocks: int
     used: int

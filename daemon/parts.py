@@ -89,8 +89,8 @@ class Hearth(Protocol):
     async def follow(self, say: Say) -> None:
         """Until cancelled: threads as processors and quotas allow."""
 
-    def prefill(self, running: bool, tokens: int = 0) -> None:
-        """A step that reads so many tokens of a prompt begins, or has ended."""
+    def step_begins(self, prompts: int, answers: int) -> None:
+        """So many rows of prompts and of answers; none at all: nothing is to be done for now."""
 
     def new_sampler(self, sampling: protocol.Sampling) -> Sampler:
         """Raises ValueError for a parameter out of range."""

@@ -138,6 +138,7 @@ class Service:
             gc.enable()  # the command line turned it off
             self._tell_warnings()  # of the tokenizer, the template, placement and the trace
             self._scheduler.on_step = hearth.step_begins
+            assert hearth.engine is not None  # it has been prepared
             self._scheduler.use(hearth.engine)
             nursery.start_soon(self._scheduler.run)
             nursery.start_soon(keep, "following processors", partial(hearth.follow, telemetry.tending.say))
@@ -250,8 +251,8 @@ class Service:
         with trio.move_on_after(self._config.drain_seconds):
             await self._scheduler.until_idle()
         self._scheduler.end_all("stopping")
-        if self._scheduler.running:  # the step that runs carries nobody any more
-            await trio.to_thread.run_sync(self._hearth.engine.close)
+        if self._scheduler.running and (engine := self._hearth.engine) is not None:  # its step carries nobody any more
+            await trio.to_thread.run_sync(engine.close)
         with trio.move_on_after(FLUSH_SECONDS + self._config.drain_seconds):
             await self._scheduler.until_idle()
         await self._control.flushed(FLUSH_SECONDS)
