@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
+import msgspec
 import trio
 import zmq
 
@@ -23,6 +24,8 @@ from .sockets import Binding, Socket, make, pumping
 from .trimming import Trimmer
 
 log = logging.getLogger(__name__)
+
+Asked = TypeVar("Asked", bound=protocol.Request)
 
 # What has been ordered is done, also when who has ordered it leaves; everything else ends with its client.
 ORDERS = (protocol.Warm, protocol.Defer, protocol.Pin, protocol.Cancel, protocol.Shutdown)
@@ -41,18 +44,32 @@ class Refused(Exception):
         self.code, self.message, self.field = code, message, field
 
 
-class Call:
+class Call(Generic[Asked]):
     """One request with the way back to its client. `scope` ends when that leaves, and with it all but orders."""
 
     def __init__(
-        self, control: Control, peer: bytes, owner: str, envelope: list[bytes], request: Any, place: Place, nbytes: int
+        self,
+        control: Control,
+        peer: bytes,
+        owner: str,
+        envelope: list[bytes],
+        request: Asked,
+        place: Place,
+        nbytes: int,
     ) -> None:
         self._control, self._place = control, place
-        self.peer, self.owner, self.envelope, self.request = peer, owner, envelope, request
+        self.peer, self.owner, self.envelope = peer, owner, envelope
+        self._request: Asked | None = request
         self.id = request.id
         self.nbytes = nbytes  # of the message
         self.scope = trio.CancelScope()
         self.gone = False
+
+    @property
+    def request(self) -> Asked:
+        """Until it is forgotten."""
+        assert self._request is not None
+        return self._request
 
     def left(self) -> None:
         """The client is gone."""
@@ -85,17 +102,17 @@ class Call:
 
     def forget_request(self) -> None:
         """What is left to do needs no more than the way back."""
-        self.request = None
+        self._request = None
 
-    def result(self, data: Any, body: Body | None = None) -> bool:
+    def result(self, data: dict[str, Any] | msgspec.Struct | msgspec.Raw, body: Body | None = None) -> bool:
         """`data`: what JSON has an object for, or that already as JSON (msgspec.Raw) where it is long."""
-        return self.reply(protocol.Result(id=self.id, data=data), body)
+        return self.reply(protocol.Result(id=self.id, data=cast(dict[str, Any], data)), body)
 
     def error(self, code: str, message: str, field: str = "") -> bool:
         return self.reply(protocol.Error(id=self.id, code=code, message=message, field=field))
 
 
-Handler = Callable[[Call], Awaitable[None]]
+Handler = Callable[[Call[Any]], Awaitable[None]]
 
 
 class Control:
@@ -123,7 +140,7 @@ class Control:
         binding.bind(self._raw)
         self.outbox: Outbox
         self.inbox: Inbox
-        self.in_progress: dict[bytes, set[Call]] = {}  # by connection
+        self.in_progress: dict[bytes, set[Call[Any]]] = {}  # by connection
         self._places = Places()
         self._trimmer = Trimmer()
         self.refused = 0
@@ -211,7 +228,7 @@ class Control:
         self.in_progress.setdefault(peer, set()).add(call)
         nursery.start_soon(self._handle, call, place, handlers[type(request)])
 
-    async def _handle(self, call: Call, place: Place, handler: Handler) -> None:
+    async def _handle(self, call: Call[Any], place: Place, handler: Handler) -> None:
         op = call.request.__struct_config__.tag
         try:
             if isinstance(call.request, ORDERS):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -19,7 +20,7 @@ from . import protocol, topology
 from .config import Config, ConfigError, strange_variables
 from .model import architectures
 from .model.gguf import ModelError, open_model
-from .model.hyper import is_array
+from .model.hyper import Metadata, is_array
 from .model.need import need
 from .model.sampling import Sampler
 from .processors import Processors
@@ -45,7 +46,7 @@ def _check_isa(name: str) -> None:
         raise ConfigError(f"HEARTHD_ISA: {error}") from None
 
 
-def tokens_named(metadata: Any) -> int:
+def tokens_named(metadata: Metadata) -> int:
     """How many tokens the tokenizer's list has; 0 without one."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     return len(tokens) if is_array(tokens) else 0
@@ -149,7 +150,7 @@ class Hearth:
 
     # -- the second act ----------------------------------------------------------------------------------------------
 
-    def begin(self, on_event: Any) -> None:
+    def begin(self, on_event: Callable[[protocol.EventNow], None]) -> None:
         """Populating begins: dense spans at once. Events go to `on_event` from now on."""
         self.residency.on_event = on_event
         self.residency.begin()
@@ -277,7 +278,9 @@ class Hearth:
             })  # fmt: skip
         return {"counts": counts.tolist(), "steps": steps, "tensors": tensors}
 
-    async def warm(self, select: protocol.Selection, *, wait: bool, progress: Any) -> dict[str, Any]:
+    async def warm(
+        self, select: protocol.Selection, *, wait: bool, progress: Callable[[int, int, str], None] | None
+    ) -> dict[str, Any]:
         return dict(await self.residency.orders.warm(select, wait=wait, progress=progress))
 
     async def defer(self, select: protocol.Selection) -> dict[str, Any]:

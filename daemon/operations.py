@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,10 +27,13 @@ from .telemetry import Telemetry
 from .threads import in_thread
 
 if TYPE_CHECKING:
+    from array import array
+
     from numpy.typing import NDArray
 
     from .config import Config
     from .model.template import Prompt
+    from .parts import Engine, Hearth
 
 THREADS = 2  # for tokenizing and the like
 LONG = 4096  # characters or tokens that may be read and written on the event loop's thread
@@ -45,7 +47,7 @@ class Operations:
 
     def __init__(
         self,
-        hearth: Any,
+        hearth: Hearth,
         config: Config,
         scheduler: Scheduler,
         telemetry: Telemetry,
@@ -63,6 +65,12 @@ class Operations:
         self._threads = trio.CapacityLimiter(THREADS)
         self._own: dict[bytes, deque[str]] = {}  # what each connection called its last requests
         self.stopping = False
+
+    @property
+    def _engine(self) -> Engine:
+        """Once the hearth has been prepared."""
+        assert self._hearth.engine is not None
+        return self._hearth.engine
 
     def table(self) -> dict[type, Handler]:
         return {
@@ -84,16 +92,16 @@ class Operations:
 
     # -- answers of the model ----------------------------------------------------------------------------------------
 
-    async def generate(self, call: Call) -> None:
-        request: protocol.Generate = call.request
+    async def generate(self, call: Call[protocol.Generate]) -> None:
+        request = call.request
         self._check_open()
         with self._queued(call) as arrival:
             await self._hearth.prepared()
             field = "prompt" if request.tokens is None else "tokens"
             self._start_generation(call, arrival, await self._prompt(request, field), field)
 
-    async def chat(self, call: Call) -> None:
-        request: protocol.Chat = call.request
+    async def chat(self, call: Call[protocol.Chat]) -> None:
+        request = call.request
         self._check_open()
         with self._queued(call) as arrival:
             await self._hearth.prepared()
@@ -102,8 +110,8 @@ class Operations:
             self._check_text(tokens, "messages")
             self._start_generation(call, arrival, tokens, "messages", prompt.warnings)
 
-    async def score(self, call: Call) -> None:
-        request: protocol.Score = call.request
+    async def score(self, call: Call[protocol.Score]) -> None:
+        request = call.request
         self._check_open()
         with self._queued(call) as arrival:
             await self._hearth.prepared()
@@ -124,15 +132,15 @@ class Operations:
         if request.logits_from >= tokens:
             message = f"logits_from: {request.logits_from} is none of {tokens} positions"
             raise Refused("bad-field", message, "logits_from")
-        row, wanted = 4 * self._hearth.engine.hyper.n_vocab, tokens - request.logits_from
+        row, wanted = 4 * self._engine.hyper.n_vocab, tokens - request.logits_from
         if (size := row * wanted) > protocol.LOGITS_LIMIT:
             most = max(protocol.LOGITS_LIMIT // row, 1)
             message = f"the logits of {wanted} positions have {size} bytes, a reply may have {protocol.LOGITS_LIMIT}"
             raise Refused("too-long", f"{message}: ask for {most} at a time, with logits_from", "logits")
         return size
 
-    async def tokenize(self, call: Call) -> None:
-        request: protocol.Tokenize = call.request
+    async def tokenize(self, call: Call[protocol.Tokenize]) -> None:
+        request = call.request
         await self._prepared(call)
         text, special, bos = request.text, request.special, request.bos
         call.forget_request()
@@ -147,7 +155,7 @@ class Operations:
         else:
             call.result(await in_thread(partial(_tokens_json, tokens), self._threads))
 
-    async def detokenize(self, call: Call) -> None:
+    async def detokenize(self, call: Call[protocol.Detokenize]) -> None:
         await self._prepared(call)
         tokens = self._checked(call.request, self._hearth.tokenizer.n_vocab)
 
@@ -163,7 +171,7 @@ class Operations:
         call.result(await self._ready({"text": text}, len(text)))
 
     @contextmanager
-    def _queued(self, call: Call) -> Iterator[Arrival]:
+    def _queued(self, call: Call[protocol.Generate] | Call[protocol.Chat] | Call[protocol.Score]) -> Iterator[Arrival]:
         """A place in the scheduler's queue while a request's job is being made: there it is seen, counted and ended.
 
         The body ends by `_submit`, by Refused, or in the middle when the request is ended (the client knows by then).
@@ -210,13 +218,13 @@ class Operations:
 
     def _start_generation(
         self,
-        call: Call,
+        call: Call[protocol.Generate] | Call[protocol.Chat],
         arrival: Arrival,
         tokens: Sequence[int] | NDArray[np.int32],
         field: str,
         warnings: Sequence[tuple[str, str]] = (),
     ) -> None:
-        request: protocol.Generation = call.request
+        request = call.request
         if not len(tokens):
             bos = self._hearth.tokenizer.bos
             if bos is None:
@@ -239,7 +247,7 @@ class Operations:
         job.warnings = [protocol.Warning_(code=code, message=message) for code, message in warnings]
         self._submit(job, arrival, call)
 
-    def _submit(self, job: Job, arrival: Arrival, call: Call) -> None:
+    def _submit(self, job: Job, arrival: Arrival, call: Call[Any]) -> None:
         if arrival.ended:  # while a thread was at work for it
             job.close()
             return
@@ -248,7 +256,7 @@ class Operations:
         call.forget_request()
         self._scheduler.submit(job, arrival)
 
-    def _name(self, request: Any) -> str:
+    def _name(self, request: protocol.Request) -> str:
         """The id, or what no client calls a request of its own just now."""
         if given := str(request.id):
             return given
@@ -260,14 +268,14 @@ class Operations:
             raise Refused("stopping", "the daemon is stopping")
 
     def _check_length(self, tokens: Sequence[int], field: str) -> None:
-        limit = self._hearth.engine.context
+        limit = self._engine.context
         if len(tokens) > limit:
             raise Refused("too-long", f"the prompt has {len(tokens)} tokens, the context holds {limit}", field)
 
     def _check_text(self, tokens: Sequence[int], field: str) -> None:
         """The tokens of a text."""
         self._check_length(tokens, field)
-        rows = self._hearth.engine.hyper.n_vocab
+        rows = self._engine.hyper.n_vocab
         if self._hearth.tokenizer.n_vocab > rows and (last := max(tokens, default=0)) >= rows:  # a warning told it
             message = f"{field}: token {last} of its text is not among the {rows} that the model has"
             raise Refused("bad-field", message, field)
@@ -278,7 +286,7 @@ class Operations:
         """Token ids [n] of a request's `tokens` or text, at most as many as the context holds."""
         if field == "tokens":
             self._check_length(request.tokens or (), field)
-            return self._checked(request, self._hearth.engine.hyper.n_vocab)
+            return self._checked(request, self._engine.hyper.n_vocab)
         tokens = await self._encode(getattr(request, field), field=field)
         self._check_text(tokens, field)
         return tokens
@@ -301,17 +309,16 @@ class Operations:
         """Token ids (int32); of a prompt (`field` names it) that is far beyond the context no more than need be."""
         from .model.tokenizer import TextTooLong
 
-        context = self._hearth.engine.context
+        context = self._engine.context
         limit = COUNTED_CONTEXTS * context if field else protocol.TOKENS_LIMIT
-        options = {"special": special, "bos": bos, "limit": limit}
-        read: Callable[[], array[int]] = partial(self._hearth.tokenizer.ids, text, **options)
+        read = partial(self._hearth.tokenizer.ids, text, special=special, bos=bos, limit=limit)
         try:
             return read() if len(text) <= LONG else await in_thread(read, self._threads)
         except TextTooLong as error:
             message = str(error).replace("the text", "the prompt") + f", the context holds {context}" * bool(field)
             raise Refused("too-long", message, field or "text") from None
 
-    async def _ready(self, data: dict[str, Any], length: int) -> Any:
+    async def _ready(self, data: dict[str, Any], length: int) -> dict[str, Any] | msgspec.Raw:
         """A result's data, as JSON already where it is long."""
         if length <= LONG:
             return data
@@ -319,13 +326,13 @@ class Operations:
 
     # -- state of the daemon -----------------------------------------------------------------------------------------
 
-    async def status(self, call: Call) -> None:
+    async def status(self, call: Call[protocol.Status]) -> None:
         call.result(self._status())
 
-    async def residency(self, call: Call) -> None:
+    async def residency(self, call: Call[protocol.Residency]) -> None:
         call.result(await self._hearth.residency_by(call.request.by))
 
-    async def experts(self, call: Call) -> None:
+    async def experts(self, call: Call[protocol.Experts]) -> None:
         layer = call.request.layer
         info = self._hearth.info
         if layer is not None and layer >= info.layers:
@@ -333,13 +340,13 @@ class Operations:
         await self._prepared(call)
         call.result(await self._hearth.experts(layer))
 
-    async def plan(self, call: Call) -> None:
+    async def plan(self, call: Call[protocol.Plan]) -> None:
         call.result(await in_thread(self._hearth.plan, self._threads))
 
     # -- actions -----------------------------------------------------------------------------------------------------
 
-    async def warm(self, call: Call) -> None:
-        request: protocol.Warm = call.request
+    async def warm(self, call: Call[protocol.Warm]) -> None:
+        request = call.request
         self._check_open()
         self._check_selection(request.select)
         await self._prepared(call)
@@ -354,18 +361,18 @@ class Operations:
         else:
             call.result(await self._hearth.warm(request.select, wait=False, progress=progress))
 
-    async def _prepared(self, call: Call) -> None:
+    async def _prepared(self, call: Call[Any]) -> None:
         """Until there is what answers need."""
         with call.waiting():
             await self._hearth.prepared()
 
-    async def defer(self, call: Call) -> None:
+    async def defer(self, call: Call[protocol.Defer]) -> None:
         self._check_selection(call.request.select)
         await self._prepared(call)
         call.result(await self._hearth.defer(call.request.select))
 
-    async def pin(self, call: Call) -> None:
-        request: protocol.Pin = call.request
+    async def pin(self, call: Call[protocol.Pin]) -> None:
+        request = call.request
         self._check_selection(request.select)
         await self._prepared(call)
         call.result(await self._hearth.pin(request.select, release=request.release))
@@ -380,7 +387,7 @@ class Operations:
                 if value >= limit:
                     raise Refused("bad-field", f"select.{field}: {value} is none of {limit}", f"select.{field}")
 
-    async def cancel(self, call: Call) -> None:
+    async def cancel(self, call: Call[protocol.Cancel]) -> None:
         """A client's own request; of an id that it has not used itself, whoever's that is. When its own has ended just
         now, another client's request of the same id goes on. One in progress ends before the next step; what the
         running step computes for others is theirs."""
@@ -393,7 +400,7 @@ class Operations:
             self._scheduler.end(job, "cancelled")
         call.result({"cancelled": len(chosen)})
 
-    async def shutdown(self, call: Call) -> None:
+    async def shutdown(self, call: Call[protocol.Shutdown]) -> None:
         call.result({"stopping": True, "pid": os.getpid()})
         self._stop("asked by a client")
 

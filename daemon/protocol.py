@@ -375,9 +375,12 @@ class ResidencyNow(Struct, tag_field="topic", tag="residency", kw_only=True):
     refresh_seconds: float = 0.0
 
 
+Level = Literal["info", "warning", "error"]  # of an event
+
+
 class EventNow(Struct, tag_field="topic", tag="event", kw_only=True):
     time: float = 0.0
-    level: Literal["info", "warning", "error"] = "info"
+    level: Level = "info"
     code: str = ""
     message: str = ""
     state: str | UnsetType = UNSET

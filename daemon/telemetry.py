@@ -9,9 +9,10 @@ import collections
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import trio
@@ -21,6 +22,9 @@ from . import protocol
 from .scheduler import Scheduler
 from .sockets import Binding, Socket, make, pumping
 from .tending import Tending
+
+if TYPE_CHECKING:
+    from .parts import Hearth
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +63,12 @@ class Telemetry:
     """Builds what is published and what `status` repeats. `hearth` is the opened model with its parts."""
 
     def __init__(
-        self, context: zmq.Context[Any], binding: Binding, secure: Any, hearth: Any, scheduler: Scheduler
+        self,
+        context: zmq.Context[Any],
+        binding: Binding,
+        secure: Callable[[zmq.Socket[bytes]], None],
+        hearth: Hearth,
+        scheduler: Scheduler,
     ) -> None:
         # XPUB is PUB that tells what is subscribed to.
         self._raw = make(context, zmq.XPUB, linger=200, sndhwm=100, rcvhwm=1000, maxmsgsize=1024)
@@ -85,7 +94,7 @@ class Telemetry:
         self.events.append(event)
         self._publish(b"event", event)
 
-    def say(self, code: str, message: str, *, level: Any = "info", state: str | None = None) -> None:
+    def say(self, code: str, message: str, *, level: protocol.Level = "info", state: str | None = None) -> None:
         log.log(LEVELS.get(level, logging.INFO), "%s", message)
         self.event(protocol.EventNow(level=level, code=code, message=message, state=state or msgspec.UNSET))
 
@@ -122,7 +131,7 @@ class Telemetry:
                 if name in STATS_FIELDS:
                     setattr(stats, name, value)
         if (engine := self._hearth.engine) is not None:
-            stats.layer = int(engine.layer)
+            stats.layer = engine.layer
             guess = engine.lookahead
             stats.lookahead_recall = guess.get("recall")
             stats.lookahead_wasted_bytes = int(guess.get("wasted_bytes", 0))
@@ -178,7 +187,7 @@ class Telemetry:
             elif body[:1] == b"\x00":
                 self._topics.discard(body[1:])
 
-    async def _repeat(self, seconds: float, topic: bytes, build: Any) -> None:
+    async def _repeat(self, seconds: float, topic: bytes, build: Callable[[], msgspec.Struct]) -> None:
         due = trio.current_time()
         while True:
             if any(topic.startswith(wanted) for wanted in self._topics):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -21,7 +21,7 @@ LONGEST_SECONDS = 60.0
 STEADY_SECONDS = 10.0  # a task that has run for so long has recovered
 
 T = TypeVar("T")
-Say = Callable[[str, str, Literal["info", "warning"]], None]
+Say = Callable[[str, str, protocol.Level], None]
 
 
 def first_cause(error: BaseException) -> BaseException:

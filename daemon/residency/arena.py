@@ -5,7 +5,7 @@ Owns those decisions for its two uses: while a model that fits is cold, and wher
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hearthd.cyext.populate_queue import CLASSES, DEMAND, LOOKAHEAD, ROUTED
@@ -13,6 +13,12 @@ from hearthd.cyext.spans import READY
 from numpy.typing import NDArray
 
 from .text import gib
+
+if TYPE_CHECKING:
+    from hearthd.cyext.populate_queue import PopulateQueue
+    from hearthd.cyext.spans import Spans
+
+    from .keeper import Keeper
 
 SHARE = 0.4  # of the room for experts, where RAM is short. The kernel cannot take an arena's pages: when a limit falls
 # by a step, what the mapping holds beside it is what keeps us from being killed before we have shrunk.
@@ -31,7 +37,7 @@ class Arena:
 
     use = "mapping"
 
-    def __init__(self, queue: Any, spans: Any, reason: str = "not decided yet") -> None:
+    def __init__(self, queue: PopulateQueue, spans: Spans, reason: str = "not decided yet") -> None:
         self._queue, self._spans = queue, spans
         self.reason = reason
         self.in_use = False
@@ -62,10 +68,10 @@ class Arena:
         """Bytes of memory that the arena holds; they are no file pages, so limits count them as used."""
         return int(self._queue.arena()["taken"]) if self.in_use else 0
 
-    def follow(self, room: int, budget: int, keeper: Any, heat: NDArray[np.float64]) -> None:
+    def follow(self, room: int, budget: int, keeper: Keeper, heat: NDArray[np.float64]) -> None:
         """The budget may have moved; room: what it leaves to experts. Blocks."""
 
-    def bring_home(self, keeper: Any) -> int:
+    def bring_home(self, keeper: Keeper) -> int:
         """Move some spans back into the mapping; bytes moved, 0 when there is nothing to move. Blocks."""
         return 0
 
@@ -89,7 +95,7 @@ class ColdReads(Arena):
 
     use = "arena while cold"
 
-    def __init__(self, queue: Any, spans: Any, ids: Ids, room: int) -> None:
+    def __init__(self, queue: PopulateQueue, spans: Spans, ids: Ids, room: int) -> None:
         super().__init__(queue, spans, "single experts are read directly, and move into the mapping afterwards")
         size = int(min(room * SPARE, self._nbytes[ids].sum() + GIVE_BACK))
         if size < GIVE_BACK:
@@ -100,14 +106,14 @@ class ColdReads(Arena):
         self.moved_bytes = 0
         self._unreadable = np.zeros(len(self._nbytes), dtype=bool)
 
-    def follow(self, room: int, budget: int, keeper: Any, heat: NDArray[np.float64]) -> None:
+    def follow(self, room: int, budget: int, keeper: Keeper, heat: NDArray[np.float64]) -> None:
         """Memory of free slots goes back to the kernel."""
         counts = self._queue.arena()
         if counts["taken"] > counts["used"] + (GIVE_BACK if counts["used"] else 0):
             self._queue.limit_arena(counts["used"])
             self._queue.limit_arena(self._limit)
 
-    def bring_home(self, keeper: Any) -> int:
+    def bring_home(self, keeper: Keeper) -> int:
         """Neighbours together, in the order of the file; most of their pages came with the sweep's blocks."""
         ids = np.flatnonzero(self.mask() & (self._spans.users == 0) & ~self._unreadable).astype(np.int32)
         if not len(ids):
@@ -136,7 +142,7 @@ class ShortMemory(Arena):
 
     use = "arena"
 
-    def __init__(self, queue: Any, spans: Any, ids: Ids, room: int, budget: int) -> None:
+    def __init__(self, queue: PopulateQueue, spans: Spans, ids: Ids, room: int, budget: int) -> None:
         super().__init__(queue, spans, "as asked: direct reads into huge pages, whose slots are given up at no cost")
         self._member = np.zeros(len(self._nbytes), dtype=bool)
         self._member[ids] = True
@@ -145,7 +151,7 @@ class ShortMemory(Arena):
             queue.set_mapping_room(room - int(budget * SLACK) - self._limit)
             queue.direct(range(len(CLASSES)))
 
-    def follow(self, room: int, budget: int, keeper: Any, heat: NDArray[np.float64]) -> None:
+    def follow(self, room: int, budget: int, keeper: Keeper, heat: NDArray[np.float64]) -> None:
         """Down to the share of a room that has become smaller, the coldest first; then who goes next."""
         if self._excess(room) > budget * STEADY:
             keeper.give_back(self._too_many(room, keeper.coldest(heat)))
@@ -183,7 +189,9 @@ class ShortMemory(Arena):
         return True
 
 
-def choose_arena(queue: Any, spans: Any, setting: str, ids: Ids, *, all_warmed: bool, budget: int, dense: int) -> Arena:
+def choose_arena(
+    queue: PopulateQueue, spans: Spans, setting: str, ids: Ids, *, all_warmed: bool, budget: int, dense: int
+) -> Arena:
     """setting: --short-memory, which says only what happens where RAM is short. ids: expert spans; dense: their bytes.
 
     auto is the mapping there: under a 3 GiB limit on a 4.2 GiB model it made 1.4 times the tokens of an arena with

@@ -6,7 +6,7 @@ Owns the plan and its progress. Reads nothing itself (the populate queue does) a
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hearthd.cyext.populate_queue import CURSOR, DEMAND, LOOKAHEAD, ROUTED, SWEEP
@@ -15,6 +15,12 @@ from numpy.typing import NDArray
 
 from .arena import SINGLE
 from .heat import Heat
+
+if TYPE_CHECKING:
+    from hearthd.cyext.populate_queue import PopulateQueue
+    from hearthd.cyext.spans import Spans
+
+    from .parts import Table
 
 WINDOW_LAYERS = 2  # how far the cursor runs ahead of a step with rows of prompts
 LIKELY = 0.5  # chance of being used in this step from which on the cursor takes an expert along
@@ -37,7 +43,7 @@ class Warmer:
     unreadable: bool [n], what is known not to be readable; kept up by its owner. There is nothing to wait for.
     """
 
-    def __init__(self, table: Any, spans: Any, queue: Any, heat: Heat, experts: str, warm: str,
+    def __init__(self, table: Table, spans: Spans, queue: PopulateQueue, heat: Heat, experts: str, warm: str,
                  unreadable: NDArray[np.bool_]) -> None:  # fmt: skip
         self._queue = queue
         self._spans = spans
