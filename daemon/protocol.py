@@ -430,8 +430,8 @@ class StatusData(Struct, kw_only=True):
 
 
 _encoder = msgspec.json.Encoder()
-_replies = msgspec.json.Decoder(AnyReply)
-_telemetry = msgspec.json.Decoder(AnyTelemetry)
+_replies: msgspec.json.Decoder[AnyReply] = msgspec.json.Decoder(AnyReply)
+_telemetry: msgspec.json.Decoder[AnyTelemetry] = msgspec.json.Decoder(AnyTelemetry)
 
 
 def encode(message: Struct) -> bytes:

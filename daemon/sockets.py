@@ -215,7 +215,7 @@ async def pumping(raw: zmq.Socket[bytes], *, close: bool = True) -> AsyncIterato
 
 def make(context: zmq.Context[Any], kind: int, **options: object) -> zmq.Socket[bytes]:
     """A raw socket with options by their pyzmq attribute names (`sndhwm=100`)."""
-    raw = context.socket(kind)
+    raw: zmq.Socket[bytes] = context.socket(kind)
     for name, value in options.items():
         setattr(raw, name, value)
     return raw

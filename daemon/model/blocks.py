@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict, Unpack
 
 from hearthd.daemon.model import positions
+from hearthd.daemon.model.calls import Value, Weight
 from hearthd.daemon.model.graph import (
     SIGMOID,
     SIGMOID_GATING,
@@ -17,8 +18,6 @@ from hearthd.daemon.model.graph import (
     SOFTMAX_CHOSEN,
     Graph,
     Tensors,
-    Value,
-    Weight,
 )
 from hearthd.daemon.model.hyper import Hyper, Keys
 from hearthd.daemon.model.positions import Factors

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal, Unpack
 
 from hearthd.daemon.model import blocks
-from hearthd.daemon.model.graph import Graph, Tensors, Weight
+from hearthd.daemon.model.calls import Weight
+from hearthd.daemon.model.graph import Graph, Tensors
 from hearthd.daemon.model.hyper import Hyper
 
 

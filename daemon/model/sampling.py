@@ -237,7 +237,8 @@ def score(logits: NDArray[np.float32], tokens: Sequence[int], teams: Teams | Non
     if bad >= 0:
         where = f"where token {tokens[bad]} is scored" if bad < len(tokens) else "after the last token"
         raise SamplingError(f"the model gave logits that are not finite {where}")
-    return scores[: len(tokens)].tolist()
+    found: list[float] = scores[: len(tokens)].tolist()
+    return found
 
 
 def _check(sampling: Sampling, n_vocab: int) -> None:

@@ -120,7 +120,7 @@ def _numbers(array: Array) -> NDArray[np.number | np.bool_]:
     import numpy
 
     if hasattr(array, "numpy"):
-        return array.numpy()
+        return numpy.asarray(array.numpy())
     return numpy.asarray(array.tolist() if hasattr(array, "tolist") else array)
 
 

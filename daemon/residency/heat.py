@@ -89,7 +89,8 @@ class Heat:
         counts = self.counts
         total = counts.sum(axis=1, keepdims=True)
         known = np.divide(counts * self.per_token, total, out=even.copy(), where=total > 0)
-        return np.minimum(known, 1.0)
+        shares: NDArray[np.float64] = np.minimum(known, 1.0)
+        return shares
 
     def chance(self, tokens: int) -> NDArray[np.float64]:
         """Chance that a prompt of so many tokens uses each expert [layers, experts].

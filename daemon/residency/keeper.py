@@ -222,7 +222,9 @@ class Keeper:
 
 def _share(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     total = counts.sum(axis=1, keepdims=True)
-    return np.divide(counts, total, out=np.zeros_like(counts, dtype=np.float64), where=total > 0)
+    shares = np.zeros_like(counts, dtype=np.float64)
+    np.divide(counts, total, out=shares, where=total > 0)
+    return shares
 
 
 def thread_faults(tasks: Path = Path("/proc/self/task")) -> tuple[int, int]:

@@ -63,7 +63,8 @@ class Picture:
 
     @property
     def resident(self) -> NDArray[np.uint64]:
-        return np.maximum(self.mapped + self.cached, self.arena)
+        here: NDArray[np.uint64] = np.maximum(self.mapped + self.cached, self.arena)
+        return here
 
     def rows(self) -> list[protocol.Bytes]:
         """One per node and role."""

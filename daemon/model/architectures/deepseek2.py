@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hearthd.daemon.model import blocks
-from hearthd.daemon.model.graph import Graph, Tensors, Value, Weight
+from hearthd.daemon.model.calls import Value, Weight
+from hearthd.daemon.model.graph import Graph, Tensors
 from hearthd.daemon.model.hyper import Hyper, Keys, common, rope_width
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hearthd.daemon.model import blocks, decoder
-from hearthd.daemon.model.graph import SOFTMAX_CHOSEN, SWIGLU_OAI, Graph, Tensors, Weight
+from hearthd.daemon.model.calls import Weight
+from hearthd.daemon.model.graph import SOFTMAX_CHOSEN, SWIGLU_OAI, Graph, Tensors
 from hearthd.daemon.model.hyper import Hyper, Keys, common
 
 LIMIT, ALPHA = 7.0, 1.702

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hearthd.daemon.model import blocks
-from hearthd.daemon.model.graph import SIGMOID_GATE, SILU, Graph, Tensors, Value, Weight
+from hearthd.daemon.model.calls import Value, Weight
+from hearthd.daemon.model.graph import SIGMOID_GATE, SILU, Graph, Tensors
 from hearthd.daemon.model.hyper import MOST_WHOLE, Hyper, Keys, common
 
 L2_EPSILON = 1e-6

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hearthd.daemon.model import blocks, positions
-from hearthd.daemon.model.graph import SIGMOID_GATING, SILU, SWIGLU_LIMIT, Graph, Tensors, Weight
+from hearthd.daemon.model.calls import Weight
+from hearthd.daemon.model.graph import SIGMOID_GATING, SILU, SWIGLU_LIMIT, Graph, Tensors
 from hearthd.daemon.model.hyper import BASES, Hyper, Keys, common, rope_width
 
 

@@ -218,4 +218,5 @@ def _rope_factors(n: int, shape: Shape) -> Floats:
     factor, low, high, original = shape.hyper["_rope_scaling"]
     wavelength = 2 * np.pi * float(shape.hyper["rope.freq_base"]) ** (np.arange(n) / n)
     blend = np.clip((original / wavelength - low) / (high - low), 0, 1)
-    return 1 / ((1 - blend) / factor + blend)
+    divisors: Floats = 1 / ((1 - blend) / factor + blend)
+    return divisors
