@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from hearthd.cyext.mapping import Mapping
@@ -27,6 +27,11 @@ from .processors import Processors
 from .residency import Residency, numa_audit
 from .residency.placement import Placement, choose
 from .tending import Say
+
+if TYPE_CHECKING:
+    from .model.engine import Engine
+    from .model.template import ChatTemplate
+    from .model.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +63,9 @@ class Hearth:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._prepared = trio.Event()
-        self.engine: Any = None
-        self.tokenizer: Any = None
-        self.template: Any = None
+        self.engine: Engine | None = None
+        self.tokenizer: Tokenizer  # once prepared, as the template
+        self.template: ChatTemplate | None = None
         self._warnings: list[protocol.Warning_] = []
 
         if isa := os.environ.get("HEARTHD_ISA"):
@@ -155,13 +160,19 @@ class Hearth:
         self.residency.on_event = on_event
         self.residency.begin()
 
+    @property
+    def _engine(self) -> Engine:
+        """Once prepared."""
+        assert self.engine is not None
+        return self.engine
+
     async def prepare(self) -> None:
         """Tokenizer and engine, beside the event loop. Raises ModelError."""
         started = time.monotonic()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, self._make_tokenizer)
             nursery.start_soon(trio.to_thread.run_sync, self._make_engine)
-        self.residency.attach(self.engine)
+        self.residency.attach(self._engine)
         log.debug("tokenizer and engine after %.2f s more", time.monotonic() - started)
         self._prepared.set()
 
@@ -171,7 +182,7 @@ class Hearth:
 
     async def follow(self, say: Say) -> None:
         """Until cancelled, once prepared: threads as processors and quotas allow. say: code, message, level."""
-        await self.processors.follow(self.engine, say)
+        await self.processors.follow(self._engine, say)
 
     def _make_tokenizer(self) -> None:
         from hearthd.cyext.gguf_header import HeaderError
@@ -219,7 +230,7 @@ class Hearth:
 
     def new_sampler(self, sampling: protocol.Sampling) -> Sampler:
         """Raises SamplingError (a ValueError) for a parameter out of range."""
-        return Sampler(sampling, self.engine.hyper.n_vocab)
+        return Sampler(sampling, self._engine.hyper.n_vocab)
 
     def step_begins(self, prompts: int, answers: int) -> None:
         """So many rows of prompts and of answers; none at all: nothing is to be done for now."""
@@ -266,8 +277,8 @@ class Hearth:
         return data
 
     def _usage(self, layer: int) -> dict[str, Any]:
-        counts = self.engine.expert_counts[layer]
-        steps, used, _ = (int(n) for n in self.engine.expert_touched[layer])
+        counts = self._engine.expert_counts[layer]
+        steps, used, _ = (int(n) for n in self._engine.expert_touched[layer])
         per_step = round(used / steps, 2) if steps else 0.0
         tensors = []
         for name, spans in self.table.expert_tensors(layer):

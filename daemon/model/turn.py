@@ -94,7 +94,9 @@ class Steps(Protocol):
 
     batch: int  # rows of a step at most
     context: int  # tokens of a session at most
-    n_vocab: int
+
+    @property
+    def n_vocab(self) -> int: ...
 
     @property
     def pool(self) -> PoolUse:
