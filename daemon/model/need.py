@@ -73,7 +73,7 @@ class _Sizes:
         self.token_bytes = 0
         self.state_floats = 0
 
-    def weight(self, type: int, rows: int, cols: int, *rest: Any) -> int:
+    def weight(self, type: int, rows: int, cols: int, *rest: object) -> int:
         self._weights.append((rows, cols))
         return len(self._weights) - 1
 

@@ -7,16 +7,18 @@ the arena make room.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from ..tending import Say
 from .budget import Budget, Budgeter, Sessions
 from .ledger import Ledger
-from .parts import Engine
 from .text import gib
 
-TOLD_SHARE = 0.1  # of the budget: smaller moves are no event
+if TYPE_CHECKING:
+    from .. import protocol
+    from .parts import Engine
 
-Say = Callable[[str, str, str], None]
+TOLD_SHARE = 0.1  # of the budget: smaller moves are no event
 
 
 class Allowance:
@@ -60,6 +62,6 @@ class Allowance:
             self._tell(f"the budget has moved from {gib(self._told)} to {gib(self.now.bytes)} ({self.now.reason})",
                        "warning" if now < before else "info")  # fmt: skip
 
-    def _tell(self, message: str, level: str) -> None:
+    def _tell(self, message: str, level: protocol.Level) -> None:
         self._told = self.now.bytes
         self._say("budget", message, level)

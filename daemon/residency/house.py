@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import trio
@@ -34,6 +34,14 @@ from .text import gib
 from .unreadable import Unreadable
 from .warmer import Warmer
 
+if TYPE_CHECKING:
+    from hearthd.cyext.mapping import Mapping
+    from hearthd.cyext.populate_queue import PopulateQueue
+    from hearthd.cyext.spans import Spans
+
+    from .parts import Engine, Model, Options, Table
+    from .recorder import Recorder
+
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1  # brakes, trimming, progress
@@ -51,17 +59,14 @@ REPLAN_TOKENS = 256.0  # after so many tokens the order by heat is made anew
 
 
 class Residency:
-    """How it is used stands in the package's docstring. `engine` may come later, by `attach`.
+    """How it is used stands in the package's docstring. `engine` may come later, by `attach`."""
 
-    options: anything with `experts`, `warm`, `memory_budget` and `state_directory` (daemon.config.Config).
-    """
-
-    def __init__(self, model: Any, table: Any, mapping: Any, spans: Any, queue: Any, engine: Any, options: Any,
-                 budgeter: Budgeter | None = None, placement: Placement | None = None,
-                 sessions_bytes: int = 0) -> None:  # fmt: skip
+    def __init__(self, model: Model, table: Table, mapping: Mapping, spans: Spans, queue: PopulateQueue,
+                 engine: Engine | None, options: Options, budgeter: Budgeter | None = None,
+                 placement: Placement | None = None, sessions_bytes: int = 0) -> None:  # fmt: skip
         self.placement = placement
         self._model, self._table, self._spans, self._queue = model, table, spans, queue
-        self._engine: Any = None
+        self._engine: Engine | None = None
         self._options = options
         layers = int(np.max(table.layer, initial=-1)) + 1
         experts = int(table.n_expert)
@@ -103,7 +108,7 @@ class Residency:
         self.lookahead = Lookahead(used * float(self.keeper.nbytes[self.warmer.expert_ids].sum()))
         self._all_tokens = 0.0
         self._said_lookahead = "off"
-        self._recorder: Any = None
+        self._recorder: Recorder | None = None
         self._wake = trio.Event()
         self._watched = 0.0
         self._quiet = 0
@@ -125,14 +130,14 @@ class Residency:
         """What is so from the start, and what has failed and not recovered."""
         return self.warnings + self.tending.warnings
 
-    def place(self, engine: Any) -> None:
+    def place(self, engine: Engine) -> None:
         """Divide the model between the engine's teams, by earlier runs' heat. Blocks; before anything is populated."""
         if self.placement is not None:
             self._kept.load()
             self.placement.attach(engine, self.heat.counts)
             self.warnings += self.placement.warnings
 
-    def attach(self, engine: Any) -> None:
+    def attach(self, engine: Engine) -> None:
         """The engine whose routing is counted from now on, and recorded when --trace names a file."""
         self._engine = self._allowance.engine = engine
         if path := getattr(self._options, "trace", ""):
@@ -358,7 +363,7 @@ class Residency:
             text = f"{state}: {note}"
         self._say("state", text, state=state)
 
-    def _say(self, code: str, message: str, level: Any = "info", state: str | None = None) -> None:
+    def _say(self, code: str, message: str, level: protocol.Level = "info", state: str | None = None) -> None:
         log.log({"info": logging.INFO, "warning": logging.WARNING}.get(level, logging.ERROR), "%s", message)
         if self.on_event is not None:
             event = protocol.EventNow(time=time.time(), level=level, code=code, message=message)
@@ -415,7 +420,7 @@ class Residency:
         self.warnings.append(protocol.Warning_(code=code, message=message))
         self._say(code, message, "warning")
 
-    def _say_soon(self, code: str, message: str, level: str) -> None:
+    def _say_soon(self, code: str, message: str, level: protocol.Level) -> None:
         trio.from_thread.run_sync(self._say, code, message, level)
 
     def _say_lock(self) -> None:

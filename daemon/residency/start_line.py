@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .ledger import Picture
 from .text import gib
 from .warmer import Warmer
 
-
-class Options(Protocol):
-    """The two settings that it tells of."""
-
-    experts: Any
-    warm: Any
+if TYPE_CHECKING:
+    from .parts import Options
 
 
 def said_at_start(census: dict[str, Any], seen: Picture, warmer: Warmer, options: Options, budget: int) -> str:
