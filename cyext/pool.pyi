@@ -1,5 +1,3 @@
-BATCH: int
-
 class Pool:
     blocks: int
     used: int
