@@ -14,17 +14,19 @@ static hd_count *place_of(hd_count *counts, int32_t capacity, int32_t token)
         if (counts[at].token == token || counts[at].token < 0) return &counts[at];
 }
 
+static int counts_still(const hd_count *c) { return c->token >= 0 && (c->recent || c->chosen); }
+
 /* Twice the room that is needed, without those that count no more. */
 static int renew(hd_sampler *s)
 {
     int32_t live = 0, capacity = 64;
-    for (int32_t i = 0; i < s->capacity; i++) live += s->counts[i].token >= 0 && (s->counts[i].recent || s->counts[i].chosen);
+    for (int32_t i = 0; i < s->capacity; i++) live += counts_still(&s->counts[i]);
     while (capacity < 4 * (live + 1)) capacity *= 2;
     hd_count *counts = malloc(sizeof *counts * (size_t)capacity);
     if (!counts) return 0;
     for (int32_t i = 0; i < capacity; i++) counts[i] = (hd_count){-1, 0, 0};
     for (int32_t i = 0; i < s->capacity; i++)
-        if (s->counts[i].token >= 0 && (s->counts[i].recent || s->counts[i].chosen))
+        if (counts_still(&s->counts[i]))
             *place_of(counts, capacity, s->counts[i].token) = s->counts[i];
     free(s->counts);
     s->counts = counts;
@@ -107,7 +109,8 @@ int hd_sampler_adjusts(const hd_sampler *s, const uint32_t *mask)
     return mask || s->used || s->n_biases || s->n_forbidden;
 }
 
-static float bounded(double x) { return (float)(x > FLT_MAX ? FLT_MAX : x < -FLT_MAX ? -FLT_MAX : x); } /* however wild */
+/* However wild a penalty or a bias: no infinities come of them. */
+static float bounded(double x) { return (float)(x > FLT_MAX ? FLT_MAX : x < -FLT_MAX ? -FLT_MAX : x); }
 
 void hd_sampler_adjust(const hd_sampler *s, const uint32_t *mask, float *x)
 {

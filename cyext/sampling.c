@@ -159,7 +159,7 @@ static void fault(void *context, const void *address) { (void)context, (void)add
 static void run_rows(rows *r)
 {
     if (r->teams) {
-        hd_job job = {next, run, fault, r};
+        hd_job job = {.next = next, .run = run, .fault = fault, .context = r};
         hd_teams_run(r->teams, &job);
         return;
     }

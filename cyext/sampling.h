@@ -1,5 +1,6 @@
-/* From rows of logits to tokens, rows shared out by teams: penalties, bias, mask, filters, a seeded draw, log-probabilities.
- * A row's choice depends on its logits, its sampler, its mask and its position alone. Changes no logits. */
+/* From rows of logits to tokens, rows shared out by teams: penalties, bias, mask, filters, a seeded draw,
+ * log-probabilities. A row's choice depends on its logits, its sampler, its mask and its position alone. Changes no
+ * logits. */
 #pragma once
 #include "kernels/scan.h"
 #include "teams.h"
@@ -45,8 +46,8 @@ typedef struct hd_pick {
     double logprob;
 } hd_pick;
 
-/* Tell of the prompt's tokens, or of one that was chosen. 0 when out of memory. Tokens that have no logit only take their
- * place among the last ones. */
+/* Tell of the prompt's tokens, or of one that was chosen. 0 when out of memory. Tokens that have no logit only take
+ * their place among the last ones. */
 int hd_sampler_begin(hd_sampler *s, const int32_t *tokens, int64_t n);
 int hd_sampler_accept(hd_sampler *s, int32_t token);
 void hd_sampler_end(hd_sampler *s);

@@ -73,8 +73,9 @@ cdef hd_teams *teams_of(object teams) except? NULL:
 cdef class Sampler:
     """One request's numbers, and how often which token was there.
 
-    top_k: 0 is off; temperature above 0 unless greedy; likeliest: how many alternatives are told (0: no log-probabilities);
-    repeat_last: -1 all, 0 none; bias: {id: number or minus infinity}; forbidden: ids. isa: as the kernels' (None: the best).
+    top_k: 0 is off; temperature above 0 unless greedy; likeliest: how many alternatives are told (0: no
+    log-probabilities); repeat_last: -1 all, 0 none; bias: {id: number or minus infinity}; forbidden: ids. isa: as the
+    kernels' (None: the best).
     """
     cdef hd_sampler s
     cdef object ids, numbers, banned
@@ -121,9 +122,9 @@ cdef class Sampler:
 def choose(teams, const float[:, :] logits, picks):
     """For each (row, Sampler, position, mask or None) a tuple (status, token, logprob, [(token, logprob), ...]).
 
-    logits: [rows, n_vocab], each row contiguous. mask: uint32 words, bit i % 32 of word i // 32 for token i. The tokens'
-    log-probabilities and the alternatives are told where the sampler has `likeliest`. teams: None for this thread; who
-    gives them runs nothing else on them. With NOT_FINITE `token` is the first whose logit is not.
+    logits: [rows, n_vocab], each row contiguous. mask: uint32 words, bit i % 32 of word i // 32 for token i. The
+    tokens' log-probabilities and the alternatives are told where the sampler has `likeliest`. teams: None for this
+    thread; who gives them runs nothing else on them. With NOT_FINITE `token` is the first whose logit is not.
     """
     cdef hd_teams *team = teams_of(teams)
     cdef int32_t n = <int32_t>len(picks), i, room = 0
@@ -145,7 +146,8 @@ def choose(teams, const float[:, :] logits, picks):
         for i in range(n):
             row, sampler, position, mask = picks[i]
             if not 0 <= row < logits.shape[0] or logits.shape[1] != sampler.s.n_vocab:
-                raise ValueError(f"row {row} of logits {logits.shape[0]} x {logits.shape[1]} for {sampler.s.n_vocab} tokens")
+                shape = f"{logits.shape[0]} x {logits.shape[1]}"
+                raise ValueError(f"row {row} of logits {shape} for {sampler.s.n_vocab} tokens")
             all[i].logits, all[i].sampler, all[i].position = &logits[<int64_t>row, 0], &sampler.s, position
             all[i].tokens, all[i].logprobs = &tokens[i, 0], &logprobs[i, 0]
             if mask is not None:
@@ -162,8 +164,8 @@ def choose(teams, const float[:, :] logits, picks):
 
 
 def score(teams, const float[:, :] logits, const int32_t[::1] tokens, isa=None):
-    """(float64 [n], row): log-probabilities of tokens [n] (-1: none is wanted, NaN) by rows of logits [n, n_vocab], each
-    contiguous; and the first row whose logits are not finite, or -1. teams: as for `choose`."""
+    """(float64 [n], row): log-probabilities of tokens [n] (-1: none is wanted, NaN) by rows of logits [n, n_vocab],
+    each contiguous; and the first row whose logits are not finite, or -1. teams: as for `choose`."""
     cdef hd_teams *team = teams_of(teams)
     cdef const hd_scan *scan = scan_of(isa)
     cdef int32_t n = <int32_t>tokens.shape[0], n_vocab = <int32_t>logits.shape[1], i

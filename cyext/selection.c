@@ -49,7 +49,7 @@ static int32_t length_of(int32_t n, int32_t block)
 
 static size_t rounded(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
-/* Those that stand above the k-th highest of the blocks' maxima are in fewer than k blocks; of those at it k are enough. */
+/* Those above the k-th highest of the blocks' maxima are in fewer than k blocks; of those at it k are enough. */
 static size_t keys_for(int32_t n, int32_t list)
 {
     size_t most = (size_t)list * (HD_SCAN_BLOCK + 1);
@@ -140,8 +140,8 @@ void hd_lowest(uint64_t *keys, int32_t m, int32_t k)
     }
 }
 
-/* The k highest of x [n], whose blocks' maxima are those of the given level, as sorted keys; how many. The k-th highest of
- * the maxima is no higher than the k-th highest of all, and is found in the same way. */
+/* The k highest of x [n], whose blocks' maxima are those of the given level, as sorted keys; how many. The k-th highest
+ * of the maxima is no higher than the k-th highest of all, and is found in the same way. */
 static int32_t highest(hd_row *row, const float *x, int32_t n, int32_t level, int32_t k)
 {
     float least = -FLT_MAX;
@@ -240,8 +240,8 @@ static int32_t reached(const hd_row *row, int32_t buckets, double wanted, double
     return -1;
 }
 
-/* Sums by depth over the kept; blocks without one so high are passed over. Two tables in turn: neighbours are often equal,
- * and a sum has to be stored before it is loaded again. */
+/* Sums by depth over the kept; blocks without one so high are passed over. Two tables in turn: neighbours are often
+ * equal, and a sum has to be stored before it is loaded again. */
 static void by_depth(hd_row *row, hd_kept kept, float slope)
 {
     float w[HD_SCAN_BLOCK];
@@ -287,8 +287,8 @@ static int32_t at_depth(hd_row *row, hd_kept kept, int32_t depth)
     return found;
 }
 
-/* Of m keys those of the one value at which their running sum, on top of *before, reaches `wanted`: by digits of the rank,
- * as far as their ranks differ. How many are left, in the order of ids; 0: none reaches it. */
+/* Of m keys those of the one value at which their running sum, on top of *before, reaches `wanted`: by digits of the
+ * rank, as far as their ranks differ. How many are left, in the order of ids; 0: none reaches it. */
 static int32_t at_value(hd_row *row, int32_t m, float slope, double wanted, double *before)
 {
     float x[HD_SCAN_BLOCK], w[HD_SCAN_BLOCK];
@@ -327,8 +327,8 @@ static int seldom(const hd_row *row, float least)
     return 4 * some <= row->counts[0];
 }
 
-/* First by depth below the top; then what lies at the depth where the sum is reached by its exact value, of which the first
- * so many tokens count. */
+/* First by depth below the top; then what lies at the depth where the sum is reached by its exact value, of which the
+ * first so many tokens count. */
 hd_kept hd_row_fewest(hd_row *row, hd_kept kept, float slope, double wanted)
 {
     hd_kept near = {row->top - 8, INT32_MAX}; /* more is seldom needed */

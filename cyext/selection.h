@@ -1,5 +1,5 @@
-/* Which tokens of one row of logits are the likeliest: so many of them, or those that make up a share. Exact: no token is
- * passed over and ties go to the lower id. Owns the order of selection and of sums; knows no request. */
+/* Which tokens of one row of logits are the likeliest: so many of them, or those that make up a share. Exact: no token
+ * is passed over and ties go to the lower id. Owns the order of selection and of sums; knows no request. */
 #pragma once
 #include "kernels/scan.h"
 #include <stddef.h>
@@ -27,8 +27,8 @@ typedef struct hd_row {
 /* Tokens above `least`, and of those at it the ones with ids up to `last`. */
 typedef struct hd_kept { float least; int32_t last; } hd_kept;
 
-/* Bytes for rows of n logits of which at most `list` likeliest are listed (n for hd_row_fewest), and the row laid out in
- * them. */
+/* Bytes for rows of n logits of which at most `list` likeliest are listed (n for hd_row_fewest), and the row laid out
+ * in them. */
 size_t hd_row_bytes(int32_t n, int32_t list);
 void hd_row_place(hd_row *row, const hd_scan *scan, int32_t n, int32_t list, void *room);
 
@@ -49,7 +49,7 @@ double hd_row_mass(hd_row *row, hd_kept kept, float slope);
 /* The token at which the pieces' running sum passes share (from 0 to below 1) of the mass, in the order of ids. */
 int32_t hd_row_draw(hd_row *row, hd_kept kept, float slope, double mass, double share);
 
-/* The fewest likeliest of the kept whose sum of exp((x - top) * slope) reaches `wanted`. With slope 0: so many of them. */
+/* The fewest likeliest of the kept whose sum of exp((x - top) * slope) reaches `wanted`. Slope 0: so many of them. */
 hd_kept hd_row_fewest(hd_row *row, hd_kept kept, float slope, double wanted);
 
 /* The lowest x for which exp(x - top), in double, is at least `least` (above 0, at most 1). */
