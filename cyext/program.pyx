@@ -159,7 +159,6 @@ cdef class State:
             self.state, self.state_next = self.state_next, self.state
         self.tokens = tokens
 
-
     def __dealloc__(self):
         if self.pool is not None:
             self.shrink(0)

@@ -159,7 +159,7 @@ def main() -> int:
         try:
             found = differing(path, isa, chosen.tokens, QUICK if chosen.quick else ALL, machines)
         except ModelError as error:
-            print(f"{path.name}: not opened: {error}", flush=True)
+            print(f"{path.name}: not opened: {str(error)[:120]}", flush=True)
             continue
         wrong += len(found)
         print("\n".join(found) if found else f"{path.name} {isa}: the same bits", flush=True)
