@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from hearthd.cyext import kernels
@@ -46,8 +47,8 @@ def chunks(*sizes: int) -> Way:
 
 
 def beside(others: int, *sizes: int) -> Way:
-    """The same among rows of so many other sessions of other tokens, at other depths and in pieces of other sizes: single
-    rows and parts of prompts, some before it in the step and some after it, some with logits and some without."""
+    """The same among rows of so many other sessions of other tokens, at other depths and in pieces of other sizes:
+    single rows and parts of prompts, some before it in the step and some after, some with logits and some without."""
 
     def compute(engine: Engine, tokens: Tokens) -> Logits:
         rng = np.random.default_rng([others, *sizes])
@@ -100,32 +101,38 @@ def other_tokens(rng: np.random.Generator, engine: Engine, n: int) -> Tokens:
     return rng.integers(0, engine.n_vocab, n).astype(np.int32)
 
 
-# A few that meet every size of a piece at some alignment, and every kind of company.
-QUICK: dict[str, Way] = {
-    "in pieces of all sizes": chunks(1, 2, 3, 7, 16, 31),
-    "one by one among 5": beside(5, 1),
-    "in pieces among 11": beside(11, 4, 1, 9, 33),
-    "last rows only": wanted_late(6, 1, 13),
-}
+class Machine(NamedTuple):
+    """What an engine runs on, and the ways that it is asked."""
 
-ALL: dict[str, Way] = {
+    threads: int
+    deferred: bool
+    ways: dict[str, Way]
+
+
+# A few that meet every size of a piece at some alignment, and every kind of company.
+QUICK = [
+    Machine(2, False, {"one by one among 5": beside(5, 1), "last rows only": wanted_late(6, 1, 13)}),
+    Machine(3, True, {"in pieces": chunks(1, 2, 3, 7, 16, 31), "in pieces among 11": beside(11, 4, 1, 9, 33)}),
+]
+
+EVERY: dict[str, Way] = {
     **{f"in pieces of {size}": chunks(size) for size in SIZES},
     **{f"in pieces of {size} among {1 + 3 * k % 15}": beside(1 + 3 * k % 15, size) for k, size in enumerate(SIZES)},
     **{f"one by one among {others}": beside(others, 1) for others in range(1, 16)},
     **{f"last rows of {size}": wanted_late(size) for size in SIZES},
-    **QUICK,
+    **{name: way for machine in QUICK for name, way in machine.ways.items()},
 }
+ALL = [Machine(threads, deferred, EVERY) for threads in (1, 2, 3, 4) for deferred in (False, True)]
 
 
-def differing(path: Path, isa: str, tokens: int, ways: dict[str, Way], machines: list[tuple[int, bool]]) -> list[str]:
-    """What does not give the bits of the whole prompt on two threads. machines: (threads, whether experts are deferred);
-    each runs all ways. Raises ModelError where the model does not open."""
+def differing(path: Path, isa: str, tokens: int, machines: list[Machine]) -> list[str]:
+    """What does not give the bits of the whole prompt on two threads. Raises ModelError where the model does not open."""
     room = {"context": max(2 * tokens, 256), "sequences": 16, "batch": BATCH}
     with Opened(path, isa=isa, **room) as engine:
         prompt = np.random.default_rng(tokens).integers(0, engine.n_vocab, tokens).astype(np.int32)
         exact = chunks(tokens)(engine, prompt)
     found = []
-    for threads, deferred in machines:
+    for threads, deferred, ways in machines:
         with Opened(path, isa=isa, threads=threads, deferred=deferred, **room) as engine:
             for name, way in ways.items():
                 logits = way(engine, prompt)
@@ -134,7 +141,8 @@ def differing(path: Path, isa: str, tokens: int, ways: dict[str, Way], machines:
                 if not same or not asked[-1]:
                     off = np.abs(logits[asked] - exact[asked]).max(axis=1)
                     where = f"{threads} threads{', deferred' if deferred else ''}"
-                    found.append(f"{path.name} {isa} {name} ({where}): {np.count_nonzero(off)} rows, by {off.max():.1e}")
+                    rows = f"{np.count_nonzero(off)} rows, by {off.max():.1e}"
+                    found.append(f"{path.name} {isa} {name} ({where}): {rows}")
     return found
 
 
@@ -153,11 +161,11 @@ def main() -> int:
     models = Path(os.environ.get("HEARTHD_TEST_MODELS") or Path(__file__).resolve().parents[2] / "shared" / "models")
     paths = chosen.paths or [models / name for name in FOLDERS]
     files = [file for path in paths for file in (files_of(path) if path.is_dir() else [path])]
-    machines = [(2, False), (3, True)] if chosen.quick else [(n, late) for n in (1, 2, 3, 4) for late in (False, True)]
+    machines = QUICK if chosen.quick else ALL
     wrong = 0
     for path, isa in itertools.product(files, chosen.isa or kernels.available()):
         try:
-            found = differing(path, isa, chosen.tokens, QUICK if chosen.quick else ALL, machines)
+            found = differing(path, isa, chosen.tokens, machines)
         except ModelError as error:
             print(f"{path.name}: not opened: {str(error)[:120]}", flush=True)
             continue

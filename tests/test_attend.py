@@ -80,7 +80,7 @@ def test_a_head_of_a_row_depends_on_nothing_else(
 def test_no_row_hears_of_tokens_that_it_does_not_see(
     rows: int, group: int, dk: int, dv: int, start: int, options: dict, isa: str
 ) -> None:
-    """Keys and values of later rows of the same call, and of those that have left a window, may be no numbers at all."""
+    """Keys and values of later rows of the same call, and of those that have left a window, may be no numbers."""
     q, keys, values, pos, scale, options = inputs(rows, group, dk, dv, start, options)
     whole = kernels.attend(q, keys, values, pos, scale, isa=isa, **options)
     for row in {0, rows // 2, rows - 1}:
