@@ -118,15 +118,18 @@ QUICK = [
 EVERY: dict[str, Way] = {
     **{f"in pieces of {size}": chunks(size) for size in SIZES},
     **{f"in pieces of {size} among {1 + 3 * k % 15}": beside(1 + 3 * k % 15, size) for k, size in enumerate(SIZES)},
-    **{f"one by one among {others}": beside(others, 1) for others in range(1, 16)},
     **{f"last rows of {size}": wanted_late(size) for size in SIZES},
     **{name: way for machine in QUICK for name, way in machine.ways.items()},
 }
-ALL = [Machine(threads, deferred, EVERY) for threads in (1, 2, 3, 4) for deferred in (False, True)]
+# Company of each size, too, on one machine or another.
+ALL = [
+    Machine(threads, deferred, EVERY | {f"one by one among {n}": beside(n, 1) for n in range(1 + k, 16, 8)})
+    for k, (threads, deferred) in enumerate(itertools.product((1, 2, 3, 4), (False, True)))
+]
 
 
 def differing(path: Path, isa: str, tokens: int, machines: list[Machine]) -> list[str]:
-    """What does not give the bits of the whole prompt on two threads. Raises ModelError where the model does not open."""
+    """What does not give the bits of the whole prompt on two threads. ModelError where the model does not open."""
     room = {"context": max(2 * tokens, 256), "sequences": 16, "batch": BATCH}
     with Opened(path, isa=isa, **room) as engine:
         prompt = np.random.default_rng(tokens).integers(0, engine.n_vocab, tokens).astype(np.int32)

@@ -9,7 +9,8 @@ from hearthd.daemon.model.turn import Part, StepFailed
 from tests.one_order import QUICK, chunks, differing, files_of
 from tests.opened import Opened, stepped
 
-TOKENS = 70
+# Plain C is slow; it knows one way to multiply, and tiny's files differ in their tensors' types alone.
+FEW = {("tiny", "c"): (18, QUICK[:1])}
 
 
 @pytest.mark.parametrize("isa", kernels.available())
@@ -17,7 +18,8 @@ TOKENS = 70
 def test_every_way_gives_the_same_bits(models_dir, folder, isa):
     files = files_of(models_dir / folder)
     assert len(files) > 20
-    found = [line for path in files for line in differing(path, isa, TOKENS, QUICK)]
+    tokens, machines = FEW.get((folder, isa), (70, QUICK))
+    found = [line for path in files for line in differing(path, isa, tokens, machines)]
     assert not found, "\n".join(found)
 
 
