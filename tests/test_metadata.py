@@ -255,7 +255,7 @@ def test_operations_that_reach_beyond_what_is_there_are_refused() -> None:
             "scale": {"ins": [wide, -1], "outs": [wide], "ints": [0]},
             "copy": {"ins": [narrow], "outs": [wide], "ints": [1, 8, 1, 8, 0, 8]},
             "route": {"ins": [choice], "outs": [wide, wide], "weights": [-1], "ints": [2, 0, 0, 0, 1]},
-            "delta": {"ins": [wide, wide], "outs": [wide], "ints": [3, 2, 8, 8, 0, 0]},
+            "delta": {"ins": [wide, wide], "outs": [wide], "ints": [3, 2, 8, 8, 0, 0, 0]},
             "select": {"ins": [1000], "outs": [wide]},
         }.items():
             with pytest.raises(ValueError, match=kind):
