@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import signal
 import socket
@@ -361,6 +362,48 @@ async def test_a_stop_before_the_engine_answers_those_who_wait(tmp_path: Path) -
             await until_requests(hearth, True)
             served.stop("now")
         assert reasons == ["stopping"]
+
+
+async def test_a_stop_in_mid_step_ends_the_step_and_says_so(tmp_path: Path) -> None:
+    async with serving(tmp_path, pause=600) as (endpoint, _, served), client.connect(endpoint) as hearth:
+        reasons = []
+
+        async def one() -> None:
+            reasons.append((await collect(hearth, protocol.Generate(tokens=[20], max_tokens=3)))[1].reason)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one)
+            nursery.start_soon(one)
+            while not served._scheduler.running:  # noqa: ASYNC110
+                await trio.sleep(0.005)
+            served.stop("now")
+        assert reasons == ["stopping", "stopping"]
+
+
+async def test_a_running_answer_goes_on_while_long_prompts_and_scores_come(tmp_path: Path) -> None:
+    async with serving(tmp_path, pause=0.002) as (endpoint, fake, _), client.connect(endpoint) as hearth:
+        others: list[str] = []
+
+        async def prompt() -> None:
+            await collect(hearth, protocol.Generate(tokens=[20] * 400, max_tokens=1))
+            others.append("prompt")
+
+        async def score() -> None:
+            data, _ = await hearth.score([20] * 400)
+            assert len(data["logprobs"]) == 400
+            others.append("score")
+
+        async with trio.open_nursery() as nursery:
+            request = protocol.Generate(tokens=[30], max_tokens=400, ignore_eos=True)
+            nursery.start_soon(collect, hearth, request)
+            await until_requests(hearth, True)
+            nursery.start_soon(prompt)
+            nursery.start_soon(score)
+        assert sorted(others) == ["prompt", "score"]
+        answer = fake.engine.steps[0][0]  # its session
+        alone = [number for number, (session, _) in enumerate(fake.engine.steps) if session == answer]
+        between = max(b - a for a, b in itertools.pairwise(alone))
+        assert between <= 3  # the parts of one step: its own row and those of the other two
 
 
 async def test_telemetry_and_late_subscribers(tmp_path: Path) -> None:
