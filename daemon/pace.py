@@ -19,6 +19,8 @@ FEW = 4  # rows that prompts get in any case: they go on, however slow the machi
 FIRST = 16  # rows of the first step beside answers, when nothing is known
 SHARED = 4  # from so many answers on they keep a quarter of their rate beside a prompt; fewer keep in proportion less
 SLOWED = 3.5  # times as long as without a prompt: a quarter of the rate, with something in hand
+GOES_ON = 1.25  # times what answers take alone: a step may take as long in any case, so that prompts keep a fifth
+GROWTH = 2  # times the rows of the step before
 BELIEVED = 3  # last values, of which the median counts
 UNSURE = 2.0  # times the seconds of a row in whole batches, which are cheaper, until rows beside answers were measured
 LEAST_SHARE = 0.1  # of a step's seconds that is counted as its prompts', whatever was believed of its answers'
@@ -46,6 +48,7 @@ class Pace:
         self._answers: dict[int, Median] = {}  # seconds of steps of nothing but answers, by the number of these
         self._row: dict[Kind, Median] = {"prompt": Median(), "score": Median()}  # seconds, beside answers
         self._alone: dict[Kind, float] = {}  # the same in the last step without answers
+        self._allowed: dict[Kind, int] = {}  # rows, the last time
 
     def answers(self, count: int) -> float:
         """Seconds of a step of so many answers' rows and nothing else; 0 when nothing is known of it.
@@ -63,8 +66,9 @@ class Pace:
 
     def limit(self, answers: int) -> float:
         """Seconds that a step with so many answers' rows may take."""
-        alone = self.answers(answers) * SLOWED * SHARED / min(answers, SHARED)
-        return min(self._seconds, alone) if alone else self._seconds
+        if not (alone := self.answers(answers)):
+            return self._seconds
+        return max(min(self._seconds, alone * SLOWED * SHARED / min(answers, SHARED)), alone * GOES_ON)
 
     def row(self, kind: Kind) -> float | None:
         """Seconds of one row beside answers; None when nothing is known of it."""
@@ -73,10 +77,14 @@ class Pace:
         return self._alone[kind] * UNSURE if kind in self._alone else None
 
     def rows(self, answers: int, kind: Kind) -> int:
-        """Rows of this kind that a step with so many answers' rows may have."""
-        if (row := self.row(kind)) is None:
-            return FIRST
-        return max(FEW, int((self.limit(answers) - self.answers(answers)) / row))
+        """Rows of this kind that the next step, with so many answers' rows, may have."""
+        rows = FIRST
+        if (row := self.row(kind)) is not None:
+            rows = max(FEW, int((self.limit(answers) - self.answers(answers)) / row))
+            if kind in self._allowed:
+                rows = min(rows, max(FIRST, GROWTH * self._allowed[kind]))
+        self._allowed[kind] = rows
+        return rows
 
     def note(self, answers: int, rows: dict[Kind, int], seconds: float) -> None:
         """A step has taken so long, until the next could begin."""
@@ -86,8 +94,8 @@ class Pace:
                 self._answers.setdefault(answers, Median()).add(seconds)
             return
         # What fewer answers were thought to take alone cannot be more than they took with all that.
-        for count, believed in self._seen():
-            if count <= answers and believed > seconds:
+        for count in [answers, *self._answers] if answers else ():
+            if count <= answers and self.answers(count) > seconds:
                 self._answers[count] = Median([seconds])
         present = [kind for kind, count in rows.items() if count]
         if not answers:

@@ -84,6 +84,20 @@ def test_four_answers_keep_a_quarter_of_their_rate_and_one_a_sixteenth() -> None
         assert share / 2 < beside / alone < share
 
 
+def test_where_answers_alone_take_as_long_prompts_keep_a_fifth() -> None:
+    pace = Pace(0.2)
+    answer(pace, lambda a, p: 0.3, 64)
+    rows, seconds = run(pace, lambda a, p: 0.3 + 0.002 * p, 64, 20)[-1]
+    assert rows > 30 and seconds == pytest.approx(0.375, rel=0.05)
+
+
+def test_more_answers_than_ever_do_not_make_a_step_too_long() -> None:
+    pace = Pace(0.2)
+    answer(pace, experts, 1)
+    run(pace, experts, 1, 20)
+    assert max(seconds for _, seconds in run(pace, experts, 16, 20)) < 2.5 * 0.2
+
+
 def test_rows_that_hand_out_logits_are_learnt_apart() -> None:
     pace = Pace(0.2)
     answer(pace, experts, 4)
