@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--keys", metavar="DIR", help="CURVE keys for TCP endpoints (hearthctl keys DIR makes them)")
     add("--experts", choices=["defer", "eager"], help="leave experts where they are until needed (default), or not")
     add("--warm", choices=["auto", "background", "before-ready", "off"], help="when to populate experts (auto)")
-    add("--memory-budget", metavar="auto|SIZE|PERCENT", help="of model pages kept mapped (default: auto)")
+    add("--memory-budget", metavar="auto|SIZE|PERCENT", help="of model and sessions in memory (default: auto)")
     add("--short-memory", choices=["auto", "arena", "mapping"],
         help="where experts lie if not all fit in RAM (auto: mapping)")  # fmt: skip
     add("--threads", type=int, metavar="N", help="compute threads (default: physical cores)")

@@ -422,7 +422,7 @@ class StatusData(Struct, kw_only=True):
     stats: Stats = msgspec.field(default_factory=Stats)
     residency: ResidencyNow = msgspec.field(default_factory=ResidencyNow)
     warm: dict[str, Any] = {}  # bytes planned, done, failed and deferred by order; seconds, rate
-    budget: dict[str, Any] = {}  # bytes, reason, held_back by the brakes, pressure
+    budget: dict[str, Any] = {}  # bytes of the model, reason, held_back by brakes, pressure, sessions
     arena: dict[str, Any] = {}  # in_use: arena or mapping, and why; bytes
     lookahead: dict[str, Any] = {}  # reading, reason, recall, precision, bytes read on guesses and wasted
     events: list[EventNow] = []  # the last few, oldest first
