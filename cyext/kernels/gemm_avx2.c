@@ -68,7 +68,7 @@ INLINE void block(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, c
             __m256i a[TOKENS][2];
 #pragma GCC unroll 3
             for (int t = 0; t < n; t++)
-                a[t][0] = a[t][1] = depth && !(sub == 32 && mins) /* signed bytes have no offset, nor have these minima */
+                a[t][0] = a[t][1] = depth && !mins /* signed bytes have no offset, nor have types with minima */
                                         ? _mm256_madd_epi16(_mm256_set1_epi32(hd_side_sums(side[t] + pairs)), taken)
                                         : _mm256_setzero_si256();
             dots(a, w + (sub == 16 ? 512 * h : 0), q, 16 * h, sub / 4, depth, n);
@@ -118,19 +118,18 @@ INLINE void panel(float *sum, const uint8_t *w, const hd_panel_tokens *tokens, i
 static void multiply(float *sum, const uint8_t *w, const hd_panel_kind *kind, const hd_panel_tokens *tokens, int32_t n,
                      int32_t kc)
 {
-    if (kind->top <= 15 && kind->sub == 32 && kind->mins) panel(sum, w, tokens, n, kc, kind->offset, 32, 1, 8);
-    else if (kind->top <= 15 && kind->sub == 32) panel(sum, w, tokens, n, kc, kind->offset, 32, 0, 8);
-    else if (kind->top <= 31 && kind->sub == 32 && kind->mins) panel(sum, w, tokens, n, kc, kind->offset, 32, 1, 4);
-    else if (kind->top <= 31 && kind->sub == 32) panel(sum, w, tokens, n, kc, kind->offset, 32, 0, 4);
-    else if (kind->top <= 63 && kind->sub == 16 && !kind->mins) panel(sum, w, tokens, n, kc, kind->offset, 16, 0, 2);
-    else if (kind->sub == 32) panel(sum, w, tokens, n, kc, kind->offset, 32, 0, 0);
-    else if (kind->mins) panel(sum, w, tokens, n, kc, kind->offset, 16, 1, 0);
-    else panel(sum, w, tokens, n, kc, kind->offset, 16, 0, 0);
+    if (kind->sub == 32 && kind->mins && kind->top <= 15) panel(sum, w, tokens, n, kc, 0, 32, 1, 8);
+    else if (kind->sub == 32 && kind->mins) panel(sum, w, tokens, n, kc, 0, 32, 1, 4);
+    else if (kind->sub == 32 && kind->top <= 15) panel(sum, w, tokens, n, kc, kind->offset, 32, 0, 8);
+    else if (kind->sub == 32 && kind->top <= 31) panel(sum, w, tokens, n, kc, kind->offset, 32, 0, 4);
+    else if (kind->sub == 32) panel(sum, w, tokens, n, kc, 0, 32, 0, 0);
+    else if (kind->mins) panel(sum, w, tokens, n, kc, 0, 16, 1, 4);
+    else if (kind->top <= 15) panel(sum, w, tokens, n, kc, kind->offset, 16, 0, 4);
+    else if (kind->top <= 63) panel(sum, w, tokens, n, kc, kind->offset, 16, 0, 2);
+    else panel(sum, w, tokens, n, kc, 0, 16, 0, 0);
 }
 
 #include "gemm_float_wide.h"
-
-#define LEAST 4 /* tokens; fewer are the direct products' */
 
 static const hd_panel_way way = {.multiply = multiply, .width = 6};
 const hd_panel_way *hd_panel_way_avx2(const hd_panel_kind *kind)
@@ -139,25 +138,25 @@ const hd_panel_way *hd_panel_way_avx2(const hd_panel_kind *kind)
     return &way;
 }
 
+/* A single token's product is direct where there is such a kernel: it forms the same sums. */
 static const hd_panel_kind *takes_bytes(const hd_product *p)
 {
-    return p->act == HD_ACT_Q8 ? hd_panel_kind_avx2(p->type) : NULL;
+    if (p->act != HD_ACT_Q8 || (p->n == 1 && hd_dots_avx2[p->type])) return NULL;
+    return hd_panel_kind_avx2(p->type);
 }
 
 int hd_gemm_avx2(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 {
     const hd_panel_kind *kind = takes_bytes(p);
-    if (p->n < LEAST) return 0;
     if (kind) hd_panel_product(p, r0, r1, scratch, kind, &way);
-    else if (takes_float(p)) float_product(p, r0, r1, scratch);
+    else if (p->n >= 4 && takes_float(p)) float_product(p, r0, r1, scratch);
     else return 0;
     return 1;
 }
 
 size_t hd_gemm_scratch_avx2(const hd_product *p)
 {
-    if (p->n < LEAST) return 0;
-    return takes_bytes(p) ? hd_panel_scratch(p) : takes_float(p) ? float_scratch(p) : 0;
+    return takes_bytes(p) ? hd_panel_scratch(p) : p->n >= 4 && takes_float(p) ? float_scratch(p) : 0;
 }
 
 int32_t hd_gemm_act_avx2(int32_t type, int32_t step_rows)
