@@ -1,7 +1,8 @@
 /* Products of one token with AVX2: the blocks of eight rows are turned into lanes (turned_wide.h) and multiplied at once, in
  * registers. Sums are formed as the panels of gemm_avx2.c form them, to the bit; only the way there is shorter. */
-#include "act.h"
-#include "dot_rows.h"
+#include "product.h"
+
+#include <immintrin.h>
 
 struct turned {
     uint8_t *scale, *min;
@@ -120,56 +121,7 @@ DOT(q5_1, 32, 24, 32, 1, 0, 4)
 DOT(iq4_nl, 32, 18, 32, 0, 0, 0)
 DOT(mxfp4, 32, 17, 32, 0, 12, 4)
 
-#define LOCALITY 3
-#define INLINE HD_INLINE
-INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
-/* --- halves times floats --- */
-
-INLINE __m256 floats_f16(const uint8_t *b) { return _mm256_cvtph_ps(load16(b)); }
-INLINE __m256 floats_bf16(const uint8_t *b) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(b)), 16));
-}
-INLINE __m256 floats_f32(const uint8_t *b) { return _mm256_loadu_ps((const float *)(const void *)b); }
-
-/* A row's last few values are copied out, so that nothing past its end is multiplied: it could be infinite. */
-#define DOT_FLOATS(name, width)                                                                                 \
-    INLINE void rows_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, const int N) {             \
-        const int64_t k = p->k;                                                                                 \
-        for (int64_t r = r0; r < r1; r++) {                                                                     \
-            const uint8_t *b = p->w + (size_t)r * p->row_bytes;                                                 \
-            __m256 acc[4][2];                                                                                   \
-            for (int t = 0; t < N; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();                            \
-            int64_t j = 0;                                                                                      \
-            for (; j + 32 <= k; j += 32, b += 32 * (width)) {                                                   \
-                HD_PREFETCH(b, 32 * (width));                                                                   \
-                _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) {                                           \
-                    __m256 w = floats_##name(b + 8 * (width) * i);                                              \
-                    _Pragma("GCC unroll 4") for (int t = 0; t < N; t++) acc[t][i & 1] = _mm256_fmadd_ps(        \
-                        w, _mm256_loadu_ps((const float *)(const void *)p->x[t0 + t] + j + 8 * i), acc[t][i & 1]); \
-                }                                                                                               \
-            }                                                                                                   \
-            for (; j < k; j += 8, b += 8 * (width)) {                                                           \
-                int m = k - j < 8 ? (int)(k - j) : 8;                                                           \
-                uint8_t end[8 * (width)];                                                                       \
-                memset(end, 0, sizeof end);                                                                     \
-                memcpy(end, b, (size_t)m * (width));                                                            \
-                __m256 w = floats_##name(end);                                                                  \
-                for (int t = 0; t < N; t++) {                                                                   \
-                    float x[8] = {0};                                                                           \
-                    memcpy(x, (const float *)(const void *)p->x[t0 + t] + j, (size_t)m * 4);                    \
-                    acc[t][0] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x), acc[t][0]);                              \
-                }                                                                                               \
-            }                                                                                                   \
-            for (int t = 0; t < N; t++) p->out[t0 + t][r] = hd_total(v_add(acc[t][0], acc[t][1]));              \
-        }                                                                                                       \
-    }                                                                                                           \
-    HD_DOT(name)
-DOT_FLOATS(f16, 2)
-DOT_FLOATS(bf16, 2)
-DOT_FLOATS(f32, 4)
-
 const hd_dot_fn hd_dots_avx2[HD_TYPE_COUNT] = {
-    [HD_F32] = dot_f32,   [HD_F16] = dot_f16,   [HD_BF16] = dot_bf16,
     [HD_Q4_K] = dot_q4_k, [HD_Q5_K] = dot_q5_k, [HD_Q6_K] = dot_q6_k,     [HD_Q2_K] = dot_q2_k,
     [HD_Q3_K] = dot_q3_k, [HD_Q8_0] = dot_q8_0, [HD_IQ4_XS] = dot_iq4_xs, [HD_Q4_0] = dot_q4_0,
     [HD_Q4_1] = dot_q4_1, [HD_Q5_0] = dot_q5_0, [HD_Q5_1] = dot_q5_1,     [HD_IQ4_NL] = dot_iq4_nl,

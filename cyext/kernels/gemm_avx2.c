@@ -149,14 +149,14 @@ int hd_gemm_avx2(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 {
     const hd_panel_kind *kind = takes_bytes(p);
     if (kind) hd_panel_product(p, r0, r1, scratch, kind, &way);
-    else if (p->n >= 4 && takes_float(p)) float_product(p, r0, r1, scratch);
+    else if (takes_float(p)) float_product(p, r0, r1, scratch);
     else return 0;
     return 1;
 }
 
 size_t hd_gemm_scratch_avx2(const hd_product *p)
 {
-    return takes_bytes(p) ? hd_panel_scratch(p) : p->n >= 4 && takes_float(p) ? float_scratch(p) : 0;
+    return takes_bytes(p) ? hd_panel_scratch(p) : takes_float(p) ? float_scratch(p) : 0;
 }
 
 int32_t hd_gemm_act_avx2(int32_t type, int32_t step_rows)
