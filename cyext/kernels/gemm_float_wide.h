@@ -10,6 +10,7 @@
 
 #define FLOAT_PIECE (32 * HD_LANES) /* whole blocks of every type */
 #define FLOAT_ROWS 16               /* unpacked at a time: they stay in the first-level cache */
+#define FLOAT_APART (FLOAT_PIECE + HD_LANES) /* columns from row to row: a power of two would load from one bank always */
 #define FLOAT_TOKENS (HD_LANES == 16 ? 6 : 3)
 #define FLOAT_DIRECT 3              /* tokens; for so few nothing is unpacked */
 
@@ -117,10 +118,10 @@ static int takes_float(const hd_product *p)
 
 static size_t float_scratch(const hd_product *p)
 {
-    return FLOAT_ROWS * sizeof(float) * ((size_t)FLOAT_PIECE + (size_t)p->n);
+    return FLOAT_ROWS * sizeof(float) * ((size_t)FLOAT_APART + (size_t)p->n);
 }
 
-/* Many tokens: sum[t][row] += piece [FLOAT_ROWS][FLOAT_PIECE] times the tokens' kc columns from k0 on. */
+/* Many tokens: sum[t][row] += piece [FLOAT_ROWS][FLOAT_APART] times the tokens' kc columns from k0 on. */
 static void floats_multiply(const hd_product *p, float *sum, const float *piece, int rows, int64_t k0, int32_t kc)
 {
     for (int32_t t = 0, n; t < p->n; t += n, sum += n * FLOAT_ROWS) {
@@ -130,7 +131,7 @@ static void floats_multiply(const hd_product *p, float *sum, const float *piece,
         for (int r = 0; r < rows; r += 4) {
             const uint8_t *w[4];
             __m128 s[FLOAT_TOKENS];
-            for (int i = 0; i < 4; i++) w[i] = (const uint8_t *)(piece + (size_t)(r + i < rows ? r + i : r) * FLOAT_PIECE);
+            for (int i = 0; i < 4; i++) w[i] = (const uint8_t *)(piece + (size_t)(r + i < rows ? r + i : r) * FLOAT_APART);
             for (int i = 0; i < n; i++) s[i] = _mm_loadu_ps(sum + i * FLOAT_ROWS + r);
             switch (n) {
             case 1: float_block(s, w, x, kc, HD_F32, 1); break;
@@ -164,7 +165,7 @@ static void float_product(const hd_product *p, int64_t r0, int64_t r1, void *scr
 #undef DIRECT
     }
     const hd_type_info *info = &hd_types[p->type];
-    float *piece = scratch, *sum = piece + FLOAT_ROWS * FLOAT_PIECE;
+    float *piece = scratch, *sum = piece + FLOAT_ROWS * FLOAT_APART;
     for (int64_t r = r0; r < r1; r += FLOAT_ROWS) {
         const int rows = r1 - r < FLOAT_ROWS ? (int)(r1 - r) : FLOAT_ROWS;
         memset(sum, 0, (size_t)p->n * FLOAT_ROWS * sizeof(float));
@@ -175,7 +176,7 @@ static void float_product(const hd_product *p, int64_t r0, int64_t r1, void *scr
             for (int i = 0; i < rows; i++, w += p->row_bytes) {
                 const uint8_t *ahead = w + FLOAT_ROWS * p->row_bytes;
                 for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(ahead + b);
-                HD_ISA(hd_unpackers)[p->type](w, piece + i * FLOAT_PIECE, kc);
+                HD_ISA(hd_unpackers)[p->type](w, piece + i * FLOAT_APART, kc);
             }
             floats_multiply(p, sum, piece, rows, k0, kc);
         }
