@@ -63,7 +63,7 @@ cdef extern from "kernels/kernels.h" nogil:
         const char *name
         int32_t panel
         void (*unpack[41])(const void *blocks, float *out, int64_t n) noexcept nogil
-        hd_act (*act_for)(int32_t type, int32_t step_rows) noexcept nogil
+        hd_act (*act_for)(int32_t type) noexcept nogil
         size_t (*act_bytes)(hd_act kind, int64_t k) noexcept nogil
         void (*act_pack)(hd_act kind, const float *x, int64_t k, void *out) noexcept nogil
         size_t (*product_scratch)(const hd_product *p) noexcept nogil

@@ -91,10 +91,10 @@ def unpack(int type, blocks, int64_t n, isa=None):
     return out
 
 
-def act_for(int type, int step_rows, isa=None):
-    """The number of the activation layout that a product of this type wants in a step of so many rows."""
+def act_for(int type, isa=None):
+    """The number of the activation layout that a product of this type wants."""
     type_info(type)
-    return <int> kernels_for(isa).act_for(type, step_rows)
+    return <int> kernels_for(isa).act_for(type)
 
 
 def act_pack(int act, x, isa=None):
@@ -114,7 +114,7 @@ cdef class Product:
     """One product, prepared: weights [rows, k] of a type times x float32 [n, k], `run(r0, r1)` fills out[:, r0:r1].
 
     weights: bytes-like. It is copied with padding unless `copy` is false; then 64 bytes after its last row must be readable.
-    act: a layout of act.h, None for the one that the table wants in a step of step_rows (default n) rows.
+    act: a layout of act.h, None for the one that the table wants.
     """
     cdef const hd_kernels *k
     cdef hd_product p
@@ -125,7 +125,7 @@ cdef class Product:
     cdef readonly int panel
     cdef void *scratch
 
-    def __init__(self, int type, weights, int64_t rows, int64_t k, x, isa=None, step_rows=None, act=None, copy=True):
+    def __init__(self, int type, weights, int64_t rows, int64_t k, x, isa=None, act=None, copy=True):
         self.k = kernels_for(isa)
         cdef size_t width = row_bytes(type, k)
         if self.k.unpack[type] == NULL:
@@ -142,7 +142,7 @@ cdef class Product:
             padded = aligned(self.weight_bytes)
             padded[:self.weight_bytes] = w[:self.weight_bytes]
             w = padded
-        self.act = self.k.act_for(type, n if step_rows is None else step_rows) if act is None else act
+        self.act = self.k.act_for(type) if act is None else act
         packed = [act_pack(self.act, row, isa) for row in x]
         self.out = np.zeros((n, rows), np.float32)
         xs = np.array([row.ctypes.data for row in packed], np.uint64)
@@ -176,9 +176,9 @@ cdef class Product:
         self.p.w = <const uint8_t *> at(w)
 
 
-def product(int type, weights, int64_t rows, int64_t k, x, isa=None, r0=0, r1=None, step_rows=None, act=None):
+def product(int type, weights, int64_t rows, int64_t k, x, isa=None, r0=0, r1=None, act=None):
     """float32 [n, rows]: x [n, k] times the rows r0 to r1 of weights [rows, k]; the other rows stay 0."""
-    return Product(type, weights, rows, k, x, isa, step_rows, act).run(r0, r1)
+    return Product(type, weights, rows, k, x, isa, act).run(r0, r1)
 
 
 def read_memory(buffer, int repeat=1):

@@ -16,27 +16,22 @@ static const char *const level_names[LEVELS] = {"c", "avx2", "avx512", "avx512bf
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 /* Floats stay floats (8 bits would lose what these types keep); the rest is multiplied in bytes. */
-static hd_act usual_act(int32_t type) {
+static hd_act act_for(int32_t type) {
     return type == HD_F32 || type == HD_F16 || type == HD_BF16 ? HD_ACT_F32 : HD_ACT_Q8;
 }
 
-/* Many tokens first; what the panels do not take goes to the direct products. */
+/* Panels first; what they do not take goes to the direct products. */
 #define TAKE(isa) hd_gemm_##isa(p, r0, r1, scratch)
-#define WISH(isa) ((wish = hd_gemm_act_##isa(type, step_rows)) >= 0)
-#define LEVEL(isa, takes, wishes, scratch_bytes, direct)                                       \
+#define LEVEL(isa, takes, scratch_bytes, direct)                                               \
     static void product_##isa(const hd_product *p, int64_t r0, int64_t r1, void *scratch) {    \
         if (!(takes)) direct(p, r0, r1);                                                       \
     }                                                                                          \
-    static size_t scratch_##isa(const hd_product *p) { return scratch_bytes; }                 \
-    static hd_act act_for_##isa(int32_t type, int32_t step_rows) {                             \
-        int32_t wish;                                                                          \
-        return (wishes) ? (hd_act)wish : usual_act(type);                                      \
-    }
-LEVEL(c, TAKE(c), WISH(c), hd_gemm_scratch_c(p), hd_product_c)
+    static size_t scratch_##isa(const hd_product *p) { return scratch_bytes; }
+LEVEL(c, TAKE(c), hd_gemm_scratch_c(p), hd_product_c)
 #if defined(__x86_64__)
-LEVEL(avx2, TAKE(avx2), WISH(avx2), hd_gemm_scratch_avx2(p), hd_product_avx2)
-LEVEL(avx512, TAKE(avx512), WISH(avx512), hd_gemm_scratch_avx512(p), hd_product_avx512)
-LEVEL(amx, TAKE(amx) || TAKE(avx512), WISH(amx) || WISH(avx512), larger(hd_gemm_scratch_amx(p), hd_gemm_scratch_avx512(p)),
+LEVEL(avx2, TAKE(avx2), hd_gemm_scratch_avx2(p), hd_product_avx2)
+LEVEL(avx512, TAKE(avx512), hd_gemm_scratch_avx512(p), hd_product_avx512)
+LEVEL(amx, TAKE(amx) || TAKE(avx512), larger(hd_gemm_scratch_amx(p), hd_gemm_scratch_avx512(p)),
       hd_product_avx512)
 #endif
 
@@ -53,7 +48,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 #define DELTA(t, isa) ((t)->delta = hd_delta_##isa)
 #define SCAN(t, isa) ((t)->scan = &hd_scan_##isa)
 #define PRODUCTS(t, isa) \
-    ((t)->product = product_##isa, (t)->product_scratch = scratch_##isa, (t)->act_for = act_for_##isa)
+    ((t)->product = product_##isa, (t)->product_scratch = scratch_##isa)
 #define UNPACKERS(t, isa) memcpy((t)->unpack, hd_unpackers_##isa, sizeof hd_unpackers_##isa)
 
 /* A set needs all that the ones below it need. Tiles are asked for only where they can be used. */
@@ -72,7 +67,7 @@ static void fill(void) {
         t->name = level_names[i];
         if (i == LEVEL_C) {
             t->panel = HD_GEMM_PANEL;
-            t->act_bytes = hd_act_bytes, t->act_pack = hd_act_pack_c;
+            t->act_for = act_for, t->act_bytes = hd_act_bytes, t->act_pack = hd_act_pack_c;
             UNPACKERS(t, c), PRODUCTS(t, c), VECTORS(t, c), ATTEND(t, c), DELTA(t, c), SCAN(t, c);
         }
 #if defined(__x86_64__)

@@ -205,9 +205,3 @@ size_t hd_gemm_scratch_amx(const hd_product *p)
     const hd_panel_kind *kind = takes(p);
     return kind ? hd_panel_scratch_gathered(p, kind) : 0;
 }
-
-int32_t hd_gemm_act_amx(int32_t type, int32_t step_rows)
-{
-    (void)step_rows;
-    return hd_panel_kind_signed(type) ? HD_ACT_Q8 : -1;
-}

@@ -220,10 +220,3 @@ size_t hd_gemm_scratch_avx512(const hd_product *p)
     if (p->n < LEAST) return 0;
     return takes_bytes(p) ? hd_panel_scratch(p) : takes_float(p) ? float_scratch(p) : 0;
 }
-
-int32_t hd_gemm_act_avx512(int32_t type, int32_t step_rows)
-{
-    (void)step_rows;
-    if (type == HD_F32 || type == HD_F16 || type == HD_BF16) return HD_ACT_F32;
-    return hd_panel_kind_avx512(type) ? HD_ACT_Q8 : -1;
-}

@@ -12,9 +12,3 @@ size_t hd_gemm_scratch_c(const hd_product *p)
     (void)p;
     return 0;
 }
-
-int32_t hd_gemm_act_c(int32_t type, int32_t step_rows)
-{
-    (void)type, (void)step_rows;
-    return -1;
-}

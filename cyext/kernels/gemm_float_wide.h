@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-#define FLOAT_PIECE (32 * HD_LANES) /* whole blocks of every type */
+#define FLOAT_PIECE (64 * HD_LANES) /* whole blocks of every type */
 #define FLOAT_ROWS 16               /* unpacked at a time: they stay in the first-level cache */
 #define FLOAT_APART (FLOAT_PIECE + HD_LANES) /* columns from row to row: a power of two would load from one bank always */
 #define FLOAT_TOKENS (HD_LANES == 16 ? 6 : 3)
@@ -59,6 +59,7 @@ HD_INLINE void float_block(__m128 *sum, const uint8_t *const *w, const float *co
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) acc[t][i] = v_zero();
     int32_t c = 0;
+#pragma GCC unroll 4
     for (; c + HD_LANES <= kc; c += HD_LANES) {
         vf v[FLOAT_TOKENS];
 #pragma GCC unroll 6
@@ -121,29 +122,39 @@ static size_t float_scratch(const hd_product *p)
     return FLOAT_ROWS * sizeof(float) * ((size_t)FLOAT_APART + (size_t)p->n);
 }
 
-/* Many tokens: sum[t][row] += piece [FLOAT_ROWS][FLOAT_APART] times the tokens' kc columns from k0 on. */
+/* sum[t][0 .. 3] += four rows of a piece times n tokens. A whole piece has a length that the compiler knows: the processor, too,
+ * foresees where such a loop ends. */
+static void float_group(float *sum, const float *const w[4], const float *const *x, int32_t kc, int32_t n)
+{
+    const uint8_t *rows[4] = {(const uint8_t *)w[0], (const uint8_t *)w[1], (const uint8_t *)w[2], (const uint8_t *)w[3]};
+    __m128 s[FLOAT_TOKENS];
+    for (int i = 0; i < n; i++) s[i] = _mm_loadu_ps(sum + i * FLOAT_ROWS);
+    if (n == FLOAT_TOKENS && kc == FLOAT_PIECE) float_block(s, rows, x, FLOAT_PIECE, HD_F32, FLOAT_TOKENS);
+    else if (n == 1) float_block(s, rows, x, kc, HD_F32, 1);
+    else if (n == 2) float_block(s, rows, x, kc, HD_F32, 2);
+#if HD_LANES == 16
+    else if (n == 3) float_block(s, rows, x, kc, HD_F32, 3);
+    else if (n == 4) float_block(s, rows, x, kc, HD_F32, 4);
+    else if (n == 5) float_block(s, rows, x, kc, HD_F32, 5);
+#endif
+    else float_block(s, rows, x, kc, HD_F32, FLOAT_TOKENS);
+    for (int i = 0; i < n; i++) _mm_storeu_ps(sum + i * FLOAT_ROWS, s[i]);
+}
+
+/* Many tokens: sum[t][row] += piece [FLOAT_ROWS][FLOAT_APART] times the tokens' kc columns from k0 on. Four rows and two groups
+ * of tokens lie in the first-level cache at a time. */
 static void floats_multiply(const hd_product *p, float *sum, const float *piece, int rows, int64_t k0, int32_t kc)
 {
     for (int32_t t = 0, n; t < p->n; t += n, sum += n * FLOAT_ROWS) {
-        const float *x[FLOAT_TOKENS];
-        n = hd_group_width(p->n - t, FLOAT_TOKENS);
+        const float *x[2 * FLOAT_TOKENS];
+        n = hd_group_width(p->n - t, 2 * FLOAT_TOKENS);
+        const int32_t half = hd_group_width(n, FLOAT_TOKENS);
         for (int32_t i = 0; i < n; i++) x[i] = (const float *)(const void *)p->x[t + i] + k0;
         for (int r = 0; r < rows; r += 4) {
-            const uint8_t *w[4];
-            __m128 s[FLOAT_TOKENS];
-            for (int i = 0; i < 4; i++) w[i] = (const uint8_t *)(piece + (size_t)(r + i < rows ? r + i : r) * FLOAT_APART);
-            for (int i = 0; i < n; i++) s[i] = _mm_loadu_ps(sum + i * FLOAT_ROWS + r);
-            switch (n) {
-            case 1: float_block(s, w, x, kc, HD_F32, 1); break;
-            case 2: float_block(s, w, x, kc, HD_F32, 2); break;
-#if HD_LANES == 16
-            case 3: float_block(s, w, x, kc, HD_F32, 3); break;
-            case 4: float_block(s, w, x, kc, HD_F32, 4); break;
-            case 5: float_block(s, w, x, kc, HD_F32, 5); break;
-#endif
-            default: float_block(s, w, x, kc, HD_F32, FLOAT_TOKENS); break;
-            }
-            for (int i = 0; i < n; i++) _mm_storeu_ps(sum + i * FLOAT_ROWS + r, s[i]);
+            const float *w[4];
+            for (int i = 0; i < 4; i++) w[i] = piece + (size_t)(r + i < rows ? r + i : r) * FLOAT_APART;
+            float_group(sum + r, w, x, kc, half);
+            if (half < n) float_group(sum + half * FLOAT_ROWS + r, w, x + half, kc, n - half);
         }
     }
 }

@@ -12,7 +12,8 @@ typedef enum hd_act {
     HD_ACT_COUNT = 2
 } hd_act;
 
-/* out[t][r] = sum_j W[r][j] * x_t[j] for tokens t < n and rows r0 <= r < r1.
+/* out[t][r] = sum_j W[r][j] * x_t[j] for tokens t < n and rows r0 <= r < r1. Within an instruction set an element has the same
+ * bits whatever n, r0, r1 and the other tokens are: its additions have one order.
  * out[t] points at the element of row 0 of the whole matrix, so r indexes it directly. */
 typedef struct hd_product {
     int32_t type;                /* enum hd_type of the weights */
@@ -52,8 +53,7 @@ typedef struct hd_kernels {
 
     /* --- weights (kernel files per type family) --- */
     void (*unpack[HD_TYPE_COUNT])(const void *blocks, float *out, int64_t n);   /* n values, whole blocks; NULL: no such type */
-    /* Which activations a product of this type wants when the step has so many rows. HD_ACT_F32 always works. */
-    hd_act (*act_for)(int32_t type, int32_t step_rows);
+    hd_act (*act_for)(int32_t type);   /* which activations a product of this type wants; HD_ACT_F32 always works */
     size_t (*act_bytes)(hd_act kind, int64_t k);                                /* a multiple of 64 */
     void (*act_pack)(hd_act kind, const float *x, int64_t k, void *out);
     size_t (*product_scratch)(const hd_product *p);                             /* bytes, 64-byte aligned by the caller */

@@ -203,7 +203,7 @@ static int group(hd_step *s, const hd_op *op) {
     /* An odd number of lines from pair to pair: a power of two would put the same columns of all in one set of the cache. */
     s->hidden_stride = (((size_t)up->rows + 15) & ~(size_t)15) | 16;
     s->out_stride = (((size_t)down->rows + 15) & ~(size_t)15) | 16;
-    hd_act kind = p->kernels->act_for(down->type, s->n);
+    hd_act kind = p->kernels->act_for(down->type);
     s->packed_stride = kind == HD_ACT_F32 ? 0 : p->kernels->act_bytes(kind, down->cols);
     size_t packed_floats = s->packed_stride / sizeof(float) * (size_t)pairs, packed_have = s->packed_bytes / sizeof(float);
     float *packed = (float *)s->pair_packed;
@@ -355,7 +355,7 @@ static void run_product(hd_step *s, hd_worker *w, const hd_weight *m, int32_t ex
                         float **out, int32_t r0, int32_t r1) {
     const hd_program *p = s->p;
     hd_product product = {
-        .type = m->type, .act = (int32_t)p->kernels->act_for(m->type, s->n), .w = hd_weight_at(p, m, expert, w->team),
+        .type = m->type, .act = (int32_t)p->kernels->act_for(m->type), .w = hd_weight_at(p, m, expert, w->team),
         .row_bytes = m->row_bytes, .k = m->cols, .n = tokens, .x = x, .out = out};
     void *scratch = hd_worker_scratch(w, p->kernels->product_scratch(&product));
     p->kernels->product(&product, r0, r1, scratch);
@@ -380,13 +380,13 @@ static void up_item(hd_step *s, hd_worker *w, const hd_item *item) {
     int32_t tokens = use->end - use->begin;
     const hd_weight *gate = weight(s, op, GATE);
     float **hidden = s->out0 + use->begin, **gated = s->out1 + use->begin;
-    hd_act kind = s->p->kernels->act_for(weight(s, op, UP)->type, s->n);
+    hd_act kind = s->p->kernels->act_for(weight(s, op, UP)->type);
     /* Rows of the input by pair; gate and up may want different packings. */
     const uint8_t **x = s->x + use->begin;
     run_product(s, w, weight(s, op, UP), use->expert, tokens, x, hidden, item->r0, item->r1);
     add_bias(s, op, UP_BIAS, use->expert, tokens, hidden, item->r0, item->r1);
     if (gate) {
-        hd_act gate_kind = s->p->kernels->act_for(gate->type, s->n);
+        hd_act gate_kind = s->p->kernels->act_for(gate->type);
         if (gate_kind != kind) {
             /* A second set of pointers lies behind the outputs of the matmul operation. */
             x = (const uint8_t **)(s->out0 + (size_t)s->p->max_rows * s->p->max_used) + use->begin;
@@ -416,7 +416,7 @@ static void pack_mid(hd_step *s, hd_worker *w, const hd_item *item) {
     (void)w;
     const hd_op *op = OP(s);
     const hd_weight *down = weight(s, op, DOWN);
-    hd_act kind = s->p->kernels->act_for(down->type, s->n);
+    hd_act kind = s->p->kernels->act_for(down->type);
     for (int32_t u = item->r0; u < item->r1; u++)
         for (int32_t j = s->uses[s->wave[u]].begin; j < s->uses[s->wave[u]].end; j++)
             s->p->kernels->act_pack(kind, s->out0[j], down->cols, s->pair_packed + s->packed_stride * (size_t)j);
@@ -478,7 +478,7 @@ int hd_op_experts(hd_step *s, const hd_op *op, int32_t stage) {
             s->sub = PACK;
             break;
         case PACK: {
-            hd_act kind = p->kernels->act_for(up->type, s->n), gate_kind = gate ? p->kernels->act_for(gate->type, s->n) : kind;
+            hd_act kind = p->kernels->act_for(up->type), gate_kind = gate ? p->kernels->act_for(gate->type) : kind;
             if ((answer = hd_pack(s, op->in[0], kind, n)) != HD_DONE) return answer;
             if ((answer = hd_pack(s, op->in[0], gate_kind, n)) != HD_DONE) return answer;
             int32_t pairs = s->n_pairs;
@@ -499,7 +499,7 @@ int hd_op_experts(hd_step *s, const hd_op *op, int32_t stage) {
             s->sub = MIDDLE;
             return publish_wave(s, op, up_item, up->rows);
         case MIDDLE: {
-            hd_act kind = p->kernels->act_for(down->type, s->n);
+            hd_act kind = p->kernels->act_for(down->type);
             if (drop_failed(s, op)) return HD_FAIL;
             s->sub = s->n_wave ? LOWER : WAVE;
             if (kind == HD_ACT_F32 || !s->n_wave) break;

@@ -7,7 +7,7 @@
 enum { EXACT = 0, TO_LOGITS = 3 };   /* ints of a matmul: its inputs stay floats; its output is the step's logits */
 
 static hd_act act_of(const hd_step *s, const hd_op *op, const hd_weight *m) {
-    return op->i[EXACT] ? HD_ACT_F32 : s->p->kernels->act_for(m->type, s->n);
+    return op->i[EXACT] ? HD_ACT_F32 : s->p->kernels->act_for(m->type);
 }
 
 static float *out_row(const hd_step *s, const hd_op *op, int32_t k, int32_t row) {

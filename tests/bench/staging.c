@@ -217,7 +217,7 @@ int staging_measure(const tensor *t, const char *isa, int32_t threads, const int
     size_t pairs = (size_t)tokens * (size_t)used, experts = (size_t)t->experts;
     int same = 0;
     if (!prepare(&r, t, isa, threads, cpus)) return 0;
-    r.act = r.k->act_for(t->type, tokens);
+    r.act = r.k->act_for(t->type);
     size_t packed = r.k->act_bytes((hd_act)r.act, t->cols), stride = (size_t)t->rows + 16;
     uint8_t *rows = aligned_alloc(64, packed * (size_t)tokens);
     float *out = malloc(sizeof(float) * stride * pairs), *first = malloc(sizeof(float) * stride * pairs);
