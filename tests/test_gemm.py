@@ -1,12 +1,5 @@
 """Products for many tokens against the package's dequantisation: every type and instruction set, odd shapes, pieces of
-rows. AMX's kernels run on any machine with AVX-512 BF16: tests/tiles.c executes their instructions."""
-
-import os
-import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+rows. test_wide.py runs them for AVX-512 and AMX on machines that have neither."""
 
 import numpy as np
 import pytest
@@ -67,22 +60,3 @@ def test_an_output_depends_on_its_row_and_token_only(name: str, isa: str) -> Non
     np.testing.assert_array_equal(got, whole)
     few = kernels.product(TYPES[name], data, rows, k, x[9:16], isa)
     np.testing.assert_array_equal(few, whole[9:16])
-
-
-@pytest.mark.skipif("avx512bf16" not in WIDE, reason="AMX asks for all that the sets below it need")
-@pytest.mark.skipif("amx" in WIDE, reason="the processor has tiles: the tests above run on them")
-def test_the_same_with_tiles_executed_by_a_trap(tmp_path: Path) -> None:
-    """The tests of AMX here and in test_kernels.py, where every tile instruction traps into tests/tiles.c."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler for tests/tiles.c")
-    here, library = Path(__file__).parent, tmp_path / "tiles.so"
-    subprocess.run([compiler, "-O2", "-shared", "-fPIC", here / "tiles.c", "-o", library, "-ldl"], check=True)
-    files = ["tests/test_gemm.py", "tests/test_kernels.py"]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "amx and not float", *files],
-        cwd=here.parent, env=os.environ | {"LD_PRELOAD": str(library)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout + run.stderr
-    products = re.search(r"tiles: (\d+) products", run.stderr)
-    assert products and int(products[1]) > 10_000

@@ -1,42 +1,11 @@
-/* Direct products with few tokens of the types in plane_wide.h, one body for AVX2 and AVX-512 (HD_NAME from the including
- * file): a block's weights go from its bytes to the sums without lying in a plane between. Where signs lie beside the
- * weights they move over to the activations; other bytes become unsigned by an offset, which is taken off through the
- * activations' sums. */
+/* Direct products with few tokens of the types in plane_wide.h for AVX2 (HD_NAME from the including file): a block's weights go
+ * from its bytes to the sums without lying in a plane between. Where signs lie beside the weights they move over to the
+ * activations; other bytes become unsigned by an offset, which is taken off through the activations' sums. */
 #include "dot_rows.h"
 #include "plane_wide.h"
 
 #define LOCALITY 0
 
-#if defined(__AVX512VNNI__)
-typedef struct weights { __m512i size; __mmask64 negative; } weights;
-typedef struct scales { __m512 all; } scales;   /* of the sixteen groups of 16 */
-WIDE weights weights_of(wide_piece p, int offset) {
-    __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(p.low), p.high, 1);
-    return (weights){_mm512_add_epi8(v, _mm512_set1_epi8((char)offset)), p.negative};
-}
-/* Of m pieces of 64, times the activations' own. */
-WIDE scales scales_of(wide_scales w, const float *d, int m) {
-    __m512 s = _mm512_insertf32x8(_mm512_castps256_ps512(w.low), w.high, 1);
-    __m256 x = m == 4 ? _mm256_loadu_ps(d) : _mm256_maskz_loadu_ps((__mmask8)((1 << 2 * m) - 1), d);
-    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-    return (scales){_mm512_mul_ps(s, _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(x)))};
-}
-/* Offset times the m pieces' sums of activations. */
-WIDE vf add_offset(vf off, const scales *s, const int16_t *group_sums, int m, int offset) {
-    __m256i v = m == 4 ? _mm256_loadu_si256((const __m256i *)(const void *)group_sums)
-                       : _mm256_maskz_loadu_epi16((__mmask16)((1 << 4 * m) - 1), group_sums);
-    __m512 g = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(v)), _mm512_set1_ps((float)offset));
-    return _mm512_fmadd_ps(s->all, g, off);
-}
-WIDE vf add_piece(vf acc, weights w, const int8_t *x, const scales *s, const int i, const int offset) {
-    const __m512i four = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    __m512i v = _mm512_loadu_si512(x);
-    if (!offset) v = _mm512_mask_sub_epi8(v, w.negative, _mm512_setzero_si512(), v);
-    __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w.size, v);
-    __m512 scale = _mm512_permutexvar_ps(_mm512_add_epi32(four, _mm512_set1_epi32(4 * i)), s->all);
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc);
-}
-#else
 typedef struct weights { __m256i size[2], sign[2]; } weights; /* sign: what _mm256_sign_epi8 takes */
 typedef struct scales { float all[16]; } scales;
 WIDE weights weights_of(wide_piece p, int offset) {
@@ -75,7 +44,6 @@ WIDE vf add_piece(vf acc, weights w, const int8_t *x, const scales *s, const int
     }
     return acc;
 }
-#endif
 
 /* The next m pieces of a row, for N tokens. */
 #define STEP(name, offset, SCALES, m)                                                                           \

@@ -173,7 +173,7 @@ static void gather(float *to, const hd_product *p, const hd_panel_kind *kind, in
     }
 }
 
-#define LEAST 4 /* tokens; fewer are the direct products' */
+#define LEAST 5 /* tokens; for fewer memory is slower than the direct products */
 
 static const hd_panel_kind *takes(const hd_product *p)
 {

@@ -189,8 +189,6 @@ static void multiply(float *sum, const uint8_t *panel, const hd_panel_kind *kind
 
 #include "gemm_float_wide.h"
 
-#define LEAST 4 /* tokens; fewer are the direct products' */
-
 /* Two scales in 32 columns need registers for the first sixteen's sums, too. */
 static const hd_panel_way way_mins = {.multiply = multiply, .width = 6, .direct = 1};
 static const hd_panel_way way_32 = {multiply, 6, 1, 8, prepare_32, NULL};
@@ -205,11 +203,19 @@ static const hd_panel_kind *takes_bytes(const hd_product *p)
     return p->act == HD_ACT_Q8 ? hd_panel_kind_avx512(p->type) : NULL;
 }
 
+/* Few tokens multiply the blocks as they come: to the bit what panels give, without their way through memory. */
+static hd_dot_fn direct(const hd_product *p)
+{
+    if (p->act != HD_ACT_Q8 || p->n > HD_DOT_MOST) return NULL;
+    return hd_dots_avx512[p->type] ? hd_dots_avx512[p->type] : hd_dots_by_hand_avx512[p->type];
+}
+
 int hd_gemm_avx512(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 {
     const hd_panel_kind *kind = takes_bytes(p);
-    if (p->n < LEAST) return 0;
-    if (kind) hd_panel_product(p, r0, r1, scratch, kind, hd_panel_way_avx512(kind));
+    const hd_dot_fn dot = direct(p);
+    if (dot) dot(p, r0, r1, 0, p->n);
+    else if (kind) hd_panel_product(p, r0, r1, scratch, kind, hd_panel_way_avx512(kind));
     else if (takes_float(p)) float_product(p, r0, r1, scratch);
     else return 0;
     return 1;
@@ -217,6 +223,6 @@ int hd_gemm_avx512(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 
 size_t hd_gemm_scratch_avx512(const hd_product *p)
 {
-    if (p->n < LEAST) return 0;
+    if (direct(p)) return 0;
     return takes_bytes(p) ? hd_panel_scratch(p) : takes_float(p) ? float_scratch(p) : 0;
 }

@@ -89,19 +89,27 @@ static inline void put(uint8_t *p, vi v) { _mm256_store_si256((void *)p, v); }
 static inline vf high_half(vi v) { return low_half(SHR(v, 16)); }
 static inline void put_f(uint8_t *p, vf v) { v_store((float *)(void *)p, v); }
 
+/* p + n as a pointer of its own. Left to itself GCC keeps sixteen offsets for sixteen rows, and has no registers for them. */
+TURN const uint8_t *further(const uint8_t *p, size_t n)
+{
+    p += n;
+    __asm__("" : "+r"(p));
+    return p;
+}
+
 /* out[j] lane i = dword j of the 16 bytes at p + i * stride. */
 TURN void turn(vi out[4], const uint8_t *p, size_t stride)
 {
     vi r[4], t[4];
-    const uint8_t *p4 = p + 4 * stride;
 #define AT(q) _mm_loadu_si128((const __m128i *)(const void *)((q) + i * stride))
 #ifdef __AVX512F__
-    const uint8_t *p8 = p + 8 * stride, *p12 = p + 12 * stride;
+    const uint8_t *p4 = further(p, 4 * stride), *p8 = further(p, 8 * stride), *p12 = further(p8, 4 * stride);
     for (size_t i = 0; i < 4; i++) {
         vi a = _mm512_inserti32x4(_mm512_castsi128_si512(AT(p)), AT(p4), 1);
         r[i] = _mm512_inserti32x4(_mm512_inserti32x4(a, AT(p8), 2), AT(p12), 3);
     }
 #else
+    const uint8_t *p4 = p + 4 * stride;
     for (size_t i = 0; i < 4; i++) r[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(AT(p)), AT(p4), 1);
 #endif
 #undef AT
@@ -120,10 +128,12 @@ TURN void turn32(vi out[8], const uint8_t *p, size_t stride)
 {
 #ifdef __AVX512F__
     vi r[8], t[8], u[8];
-    const uint8_t *p4 = p + 4 * stride;
+    const uint8_t *p4 = further(p, 4 * stride), *p8 = further(p, 8 * stride), *p12 = further(p8, 4 * stride);
 #define AT(q) _mm256_loadu_si256((const __m256i *)(const void *)((q) + i * stride))
-    for (size_t h = 0; h < 2; h++, p += 8 * stride, p4 += 8 * stride)
-        for (size_t i = 0; i < 4; i++) r[4 * h + i] = _mm512_inserti64x4(_mm512_castsi256_si512(AT(p)), AT(p4), 1);
+    for (size_t i = 0; i < 4; i++) {
+        r[i] = _mm512_inserti64x4(_mm512_castsi256_si512(AT(p)), AT(p4), 1);
+        r[4 + i] = _mm512_inserti64x4(_mm512_castsi256_si512(AT(p8)), AT(p12), 1);
+    }
 #undef AT
     for (int h = 0; h < 8; h += 4) {
         t[h] = _mm512_unpacklo_epi32(r[h], r[h + 1]);
@@ -150,21 +160,22 @@ TURN void turn32(vi out[8], const uint8_t *p, size_t stride)
 TURN vf halves_at(const uint8_t *p, size_t stride)
 {
     uint16_t h[HD_LANES];
-    for (size_t i = 0; i < HD_LANES; i++) memcpy(h + i, p + i * stride, 2);
+    for (size_t g = 0; g < HD_LANES; g += 4, p = HD_LANES == 16 ? further(p, 4 * stride) : p + 4 * stride)
+        for (size_t i = 0; i < 4; i++) memcpy(h + g + i, p + i * stride, 2);
     return v_from_half(h);
 }
 /* Words of four bytes likewise. */
 TURN vi words_at(const uint8_t *p, size_t stride)
 {
     int32_t w[HD_LANES];
-    for (size_t i = 0; i < HD_LANES; i++) memcpy(w + i, p + i * stride, 4);
+    for (size_t g = 0; g < HD_LANES; g += 4, p = HD_LANES == 16 ? further(p, 4 * stride) : p + 4 * stride)
+        for (size_t i = 0; i < 4; i++) memcpy(w + g + i, p + i * stride, 4);
 #ifdef __AVX512F__
     return _mm512_loadu_si512(w);
 #else
     return _mm256_setr_epi32(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]);
 #endif
 }
-
 
 /* What the including file does with 32 columns: dword j of the bytes of every row's block i of the piece is v[j], j < 8.
  * Blocks come in any order. */
