@@ -1,15 +1,16 @@
-/* Products of one token with AVX2: the blocks of eight rows are turned into lanes (turned_wide.h) and multiplied at once, in
+/* Products of one to three tokens with AVX2: the blocks of eight rows are turned into lanes (turned_wide.h) and multiplied at once, in
  * registers. Sums are formed as the panels of gemm_avx2.c form them, to the bit; only the way there is shorter. */
 #include "product.h"
 
 #include <immintrin.h>
 
+#define TOKENS HD_DOT_TOKENS
 struct turned {
     uint8_t *scale, *min;
-    const int8_t *x;     /* of the piece: the token's bytes */
-    const int16_t *sums; /* and their sums */
-    __m256i *exact;      /* what comes of them: the blocks' sums */
-    int sub, offset, depth; /* known to the compiler */
+    const int8_t *x[TOKENS];     /* of the piece: the tokens' bytes */
+    const int16_t *sums[TOKENS]; /* and their sums */
+    __m256i (*exact)[16];        /* what comes of them: the blocks' sums */
+    int n, sub, offset, depth;   /* known to the compiler */
 };
 #define TURNED_APART 32
 #define FEW_APART 320 /* bytes from row to row of those that are copied: a piece, and what may be read after it */
@@ -43,68 +44,90 @@ TURN __m256i dot(__m256i a, const vi *v, const int8_t *x, const int count, const
 
 TURN void take(struct turned *t, int i, const vi *v)
 {
+#pragma GCC unroll 4
+    for (int k = 0; k < t->n; k++)
 #pragma GCC unroll 2
-    for (int h = 0; h < 32 / t->sub; h++) {
-        __m256i a = _mm256_setzero_si256();
-        if (t->offset) {
-            int32_t two;
-            memcpy(&two, t->sums + 2 * i, 4);
-            const int32_t taken = hd_taken((int16_t)t->offset, t->sub == 32 || h == 0, t->sub == 32 || h == 1);
-            a = _mm256_madd_epi16(_mm256_set1_epi32(two), _mm256_set1_epi32(taken));
+        for (int h = 0; h < 32 / t->sub; h++) {
+            __m256i a = _mm256_setzero_si256();
+            if (t->offset) {
+                int32_t two;
+                memcpy(&two, t->sums[k] + 2 * i, 4);
+                const int32_t taken = hd_taken((int16_t)t->offset, t->sub == 32 || h == 0, t->sub == 32 || h == 1);
+                a = _mm256_madd_epi16(_mm256_set1_epi32(two), _mm256_set1_epi32(taken));
+            }
+            t->exact[k][32 / t->sub * i + h] = dot(a, v + 4 * h, t->x[k] + 32 * i + 16 * h, t->sub / 4, t->depth);
         }
-        t->exact[32 / t->sub * i + h] = dot(a, v + 4 * h, t->x + 32 * i + 16 * h, t->sub / 4, t->depth);
-    }
 }
 
 typedef void piece_fn(struct turned *t, const uint8_t *p, size_t stride);
 
-/* Rows r to r + 7, of which `rows` are there; pieces of `columns` in `bytes`. */
-TURN void eight(const hd_product *p, int64_t r, int rows, int32_t token, piece_fn *piece, const int columns, const int bytes, const int sub,
-                const int mins, const int offset, const int depth)
+/* Rows r to r + 7, of which `rows` are there, times n tokens; pieces of `columns` in `bytes`. */
+TURN void eight(const hd_product *p, int64_t r, int rows, int32_t t0, const int n, piece_fn *piece, const int columns,
+                const int bytes, const int sub, const int mins, const int offset, const int depth)
 {
     _Alignas(32) float scale[16][8], min[16][8];
-    _Alignas(32) __m256i exact[16];
+    _Alignas(32) __m256i exact[TOKENS][16];
     uint8_t few[8 * FEW_APART];
     const int64_t k = p->k;
-    const uint8_t *x = p->x[token], *w = p->w + (size_t)r * p->row_bytes, *ahead = w + 8 * p->row_bytes;
-    __m256 total = v_zero();
+    const uint8_t *w = p->w + (size_t)r * p->row_bytes, *ahead = w + 8 * p->row_bytes;
+    __m256 total[TOKENS];
+    for (int t = 0; t < n; t++) total[t] = v_zero();
     if (rows < 8) memset(few, 0, sizeof few);
     for (int64_t j = 0; j < k; j += columns, w += bytes) {
-        const float *d = hd_q8_d(x, k) + j / 32, *s = hd_q8_s(x, k) + j / 32;
-        const int16_t *sums = hd_q8_sums(x, k) + j / 16;
-        struct turned t = {(uint8_t *)scale, (uint8_t *)min, hd_act_q(x) + j, sums, exact, sub, offset, depth};
+        struct turned turned = {.scale = (uint8_t *)scale, .min = (uint8_t *)min, .exact = exact, .n = n, .sub = sub,
+                                .offset = offset, .depth = depth};
+#pragma GCC unroll 4
+        for (int t = 0; t < n; t++) {
+            turned.x[t] = hd_act_q(p->x[t0 + t]) + j;
+            turned.sums[t] = hd_q8_sums(p->x[t0 + t], k) + j / 16;
+        }
         if (rows == 8) {
             for (int i = 0; i < 8 * bytes; i += 64) __builtin_prefetch(ahead + i);
             ahead += 8 * bytes;
-            piece(&t, w, p->row_bytes);
+            piece(&turned, w, p->row_bytes);
         } else { /* rows that are not there are zeros */
             for (int i = 0; i < rows; i++) memcpy(few + FEW_APART * i, w + (size_t)i * p->row_bytes, (size_t)bytes);
-            piece(&t, few, FEW_APART);
+            piece(&turned, few, FEW_APART);
         }
+#pragma GCC unroll 4
+        for (int t = 0; t < n; t++) {
+            const float *d = hd_q8_d(p->x[t0 + t], k) + j / 32, *s = hd_q8_s(p->x[t0 + t], k) + j / 32;
 #pragma GCC unroll 16
-        for (int i = 0; i < columns / sub; i++) {
-            const float of = d[i / (32 / sub)];
-            total = v_fma(TO_FLOAT(exact[i]), v_mul(v_load(scale[i]), v_all(of)), total);
-            if (mins) total = v_fnma(v_load(min[i]), v_all(sub == 32 ? s[i] : of * (float)sums[i]), total);
+            for (int i = 0; i < columns / sub; i++) {
+                const float of = d[i / (32 / sub)];
+                total[t] = v_fma(TO_FLOAT(exact[t][i]), v_mul(v_load(scale[i]), v_all(of)), total[t]);
+                if (mins) total[t] = v_fnma(v_load(min[i]), v_all(sub == 32 ? s[i] : of * (float)turned.sums[t][i]), total[t]);
+            }
         }
     }
-    if (rows == 8) {
-        v_store(p->out[token] + r, total);
-    } else {
-        float to[8];
-        v_store(to, total);
-        memcpy(p->out[token] + r, to, sizeof(float) * (size_t)rows);
+    for (int t = 0; t < n; t++) {
+        if (rows == 8) {
+            v_store(p->out[t0 + t] + r, total[t]);
+        } else {
+            float to[8];
+            v_store(to, total[t]);
+            memcpy(p->out[t0 + t] + r, to, sizeof(float) * (size_t)rows);
+        }
     }
 }
 
+#define ROWS(name, tokens, ...)                                                                          \
+    static void rows_##name##_##tokens(const hd_product *p, int64_t r0, int64_t r1, int32_t t0)          \
+    {                                                                                                    \
+        int64_t r = r0;                                                                                  \
+        for (; r + 8 <= r1; r += 8) eight(p, r, 8, t0, tokens, piece_##name, __VA_ARGS__);               \
+        if (r < r1) eight(p, r, (int)(r1 - r), t0, tokens, piece_##name, __VA_ARGS__);                   \
+    }
 #define DOT(name, ...)                                                                                   \
+    ROWS(name, 1, __VA_ARGS__)                                                                           \
+    ROWS(name, 2, __VA_ARGS__)                                                                           \
+    ROWS(name, 3, __VA_ARGS__)                                                                           \
     static void dot_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n)           \
     {                                                                                                    \
-        for (int32_t t = t0; t < t0 + n; t++) {                                                          \
-            int64_t r = r0;                                                                              \
-            for (; r + 8 <= r1; r += 8) eight(p, r, 8, t, piece_##name, __VA_ARGS__);                    \
-            if (r < r1) eight(p, r, (int)(r1 - r), t, piece_##name, __VA_ARGS__);                        \
-        }                                                                                                \
+        for (; n > 3; t0 += 2, n -= 2) rows_##name##_2(p, r0, r1, t0);                                   \
+        if (n == 1) rows_##name##_1(p, r0, r1, t0);                                                      \
+        else if (n == 2) rows_##name##_2(p, r0, r1, t0);                                                 \
+        else rows_##name##_3(p, r0, r1, t0);                                                             \
     }
 /* columns and bytes of a piece; columns under one scale, whether there are minima, offset; depth */
 DOT(q4_k, 256, 144, 32, 1, 0, 8)

@@ -138,10 +138,11 @@ const hd_panel_way *hd_panel_way_avx2(const hd_panel_kind *kind)
     return &way;
 }
 
-/* A single token's product is direct where there is such a kernel: it forms the same sums. */
+/* Products of so few tokens are direct where there is such a kernel: it forms the same sums. */
+#define FEW 3
 static const hd_panel_kind *takes_bytes(const hd_product *p)
 {
-    if (p->act != HD_ACT_Q8 || (p->n == 1 && hd_dots_avx2[p->type])) return NULL;
+    if (p->act != HD_ACT_Q8 || (p->n <= FEW && hd_dots_avx2[p->type])) return NULL;
     return hd_panel_kind_avx2(p->type);
 }
 
