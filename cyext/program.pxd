@@ -1,4 +1,5 @@
-# What program.pyx takes from C: the layouts of steps/step.h and the calls into kernels, teams and memory.
+# What program.pyx takes from C: the layouts of steps/step.h and the calls into kernels and memory.
+from hearthd.cyext.teams cimport hd_teams
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 
@@ -12,15 +13,6 @@ cdef extern from "kernels/kernels.h" nogil:
     enum: HD_KV_BLOCK
     enum: HD_DELTA_TOKENS
     size_t hd_delta_tail(size_t dk, size_t dv)
-
-
-cdef extern from "teams.h" nogil:
-    ctypedef struct hd_teams:
-        pass
-    hd_teams *hd_teams_new(int32_t threads, const int32_t *cpus, const int32_t *team_of, const int32_t *shares,
-                           int32_t spin)
-    void hd_teams_free(hd_teams *t)
-    void hd_teams_share(const hd_teams *t, int32_t team, int64_t n, int64_t *a, int64_t *b)
 
 
 cdef extern from "placement.h" nogil:

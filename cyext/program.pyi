@@ -6,6 +6,7 @@ import numpy.typing as npt
 from hearthd.cyext.pool import Pool
 from hearthd.cyext.populate_queue import PopulateQueue
 from hearthd.cyext.spans import Spans
+from hearthd.cyext.teams import Teams
 
 KV_BLOCK: int
 OPERATIONS: dict[str, int]
@@ -17,16 +18,6 @@ class Failed(RuntimeError):
     kind: str
     span: int
     def __init__(self, kind: str, span: int = ...) -> None: ...
-
-class Teams:
-    cpus: list[list[int]]
-    shares: list[int]
-    @property
-    def pointer(self) -> int: ...
-    def __init__(
-        self, cpus: Sequence[Sequence[int]], spin: int = ..., shares: Sequence[int] | None = ...
-    ) -> None: ...
-    def close(self) -> None: ...
 
 class State:
     held: list[int]

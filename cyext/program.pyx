@@ -1,7 +1,8 @@
 # cython: language_level=3
-"""Programs, the teams that run them, and the sessions they run for.
+"""Programs and the sessions they run for.
 
-Owns the memory of buffers and of a step, and where a step's tokens go in the pool. Is told every number: which tensor, which order, which node.
+Owns the memory of buffers and of a step, and where a step's tokens go in the pool. Is told every number: which tensor, which
+order, which node.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, malloc, free, realloc
@@ -11,6 +12,7 @@ cimport cython
 import numpy as np
 from hearthd.cyext import operands
 from hearthd.cyext.pool cimport Pool, hd_pool_alone, hd_pool_at, hd_pool_free, hd_pool_put, hd_pool_take
+from hearthd.cyext.teams cimport Teams, hd_teams_share
 
 
 KV_BLOCK = HD_KV_BLOCK
@@ -40,43 +42,6 @@ class Failed(RuntimeError):
         super().__init__(kind)
         self.kind = kind
         self.span = span
-
-
-cdef class Teams:
-    """Pinned worker threads. cpus: for each team the processors of its threads (-1: not pinned); shares: by which work is
-    divided between the teams (default: by their threads)."""
-    cdef hd_teams *handle
-    cdef readonly list cpus, shares
-
-    def __cinit__(self, cpus, int spin=2000, shares=None):
-        flat = [cpu for team in cpus for cpu in team]
-        if not flat or any(not team for team in cpus):
-            raise ValueError("a team without threads")
-        if len(cpus) > 64:
-            raise ValueError("more than 64 teams")
-        cdef int32_t[::1] where = np.array(flat, dtype=np.int32)
-        cdef int32_t[::1] team_of = np.array([k for k, team in enumerate(cpus) for _ in team], dtype=np.int32)
-        self.cpus = [list(team) for team in cpus]
-        self.shares = [int(share) for share in (map(len, cpus) if shares is None else shares)]
-        if len(self.shares) != len(cpus) or min(self.shares) < 1:
-            raise ValueError("a share for each team")
-        cdef int32_t[::1] parts = np.array(self.shares, dtype=np.int32)
-        self.handle = hd_teams_new(<int32_t>len(flat), &where[0], &team_of[0], &parts[0], spin)
-        if self.handle is NULL:
-            raise MemoryError("no threads to be had")
-
-    @property
-    def pointer(self):
-        """The hd_teams, for other modules of this package; 0 once closed."""
-        return <uintptr_t>self.handle
-
-    def close(self):
-        """End the threads. No program that uses them may run any more."""
-        hd_teams_free(self.handle)
-        self.handle = NULL
-
-    def __dealloc__(self):
-        hd_teams_free(self.handle)
 
 
 @cython.no_gc_clear  # its blocks go back to the pool when it goes

@@ -3,7 +3,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .program import Teams
+from .teams import Teams
 
 CHOSEN: int
 NOT_FINITE: int

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import trio
-from hearthd.cyext.program import Teams
+from hearthd.cyext.teams import Teams
 from hearthd.daemon import processors, topology
 from hearthd.daemon.client import Client
 from hearthd.daemon.processors import Processors

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hearthd.cyext import kernels
 from hearthd.cyext import sampling as cy
-from hearthd.cyext.program import Teams
+from hearthd.cyext.teams import Teams
 from hearthd.daemon.model.sampling import Choice, Sampler, SamplingError, StopMatcher, choose, score
 from hearthd.daemon.protocol import Sampling
 from hypothesis import given, settings

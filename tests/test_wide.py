@@ -1,5 +1,5 @@
-"""AVX-512's and AMX's kernels on any machine with AVX2: where it lacks their instructions, wide.h and tiles.c stand in, and
-the tests of kernels run once more with those."""
+"""The kernels of AVX-512 and AMX on any machine with AVX2: where it lacks their instructions, wide.h and tiles.c stand in,
+and the tests of kernels run once more with those."""
 
 import os
 import re

@@ -14,6 +14,7 @@ import numpy as np
 from hearthd.cyext import program as cy
 from hearthd.cyext.populate_queue import PopulateQueue
 from hearthd.cyext.spans import Spans
+from hearthd.cyext.teams import Teams
 from hearthd.daemon.model import architectures
 from hearthd.daemon.model.gguf import ModelFile
 from hearthd.daemon.model.graph import Graph, Tensors
@@ -123,7 +124,7 @@ class Engine:
         self.context = min(context, h.n_context_train) if h.n_context_train else context
         self.batch = batch
         self._spin = spin
-        self.teams = cy.Teams(teams, spin)
+        self.teams = Teams(teams, spin)
         self.program = cy.Program(
             spans, queue, self.teams, isa, batch, h.n_layer, h.n_expert, max(h.n_expert_used, 1), h.n_vocab
         )
@@ -277,7 +278,7 @@ class Engine:
     def use_processors(self, teams: Sequence[Sequence[int]]) -> None:
         """From the next step on these processors' threads, as many teams as before. Blocks while a step runs; answers
         stay the same, bit for bit. Raises MemoryError where no threads are to be had: then the old ones go on."""
-        made = cy.Teams(teams, self._spin, self.teams.shares)
+        made = Teams(teams, self._spin, self.teams.shares)
         with self._lock:
             old, self.teams = self.teams, made
             self.program.set_teams(made)

@@ -19,7 +19,7 @@ from hearthd.cyext import sampling as cy
 from ..protocol import Sampling
 
 if TYPE_CHECKING:
-    from hearthd.cyext.program import Teams
+    from hearthd.cyext.teams import Teams
     from numpy.typing import NDArray
 
     Mask = NDArray[np.uint32]  # a bit per token: bit i % 32 of word i // 32, 1 where token i may come
