@@ -73,7 +73,10 @@ def test_the_cache_is_as_small_as_todays(models_dir, tmp_path):
     machine = Machine(ram=1 << 34, available=1 << 34, budget=1 << 34, budget_reason="")
     path = joined(source, tmp_path / "model.gguf")
     planned = plan(open_model(path), machine, context=4096)["cache"]
-    assert planned == plan(open_model(source), machine, context=4096)["cache"]
+    todays = plan(open_model(source), machine, context=4096)["cache"]
+    of_steps = {"bytes", "step_bytes"}  # their buffers are those of another graph
+    assert {key: planned[key] for key in planned.keys() - of_steps} == {key: todays[key] for key in todays.keys() - of_steps}
+    assert planned["bytes"] <= todays["bytes"]
     with Opened(path) as engine:
         assert engine.kv_bytes_per_token == planned["bytes_per_token"] == 2 * 2 * (RANK + ROTARY)
 
