@@ -12,6 +12,7 @@ cimport cython
 import numpy as np
 from hearthd.cyext import operands
 from hearthd.cyext.pool cimport Pool, hd_pool_alone, hd_pool_at, hd_pool_free, hd_pool_put, hd_pool_take
+from hearthd.cyext.recurrent cimport Recurrent
 from hearthd.cyext.teams cimport Teams, hd_teams_share
 
 
@@ -46,22 +47,17 @@ class Failed(RuntimeError):
 
 @cython.no_gc_clear  # its blocks go back to the pool when it goes
 cdef class State:
-    """One sequence's place in the KV pool, and its recurrent state: what it keeps, and what a step has made of it."""
+    """One sequence's place in the KV pool, and its recurrent state."""
     cdef Program program
     cdef Pool pool
     cdef int32_t *blocks
     cdef int32_t n_blocks, capacity
-    cdef int64_t tokens      # that the recurrent state has seen
-    cdef float *tail
-    cdef float *tail_next
-    cdef float *state
-    cdef float *state_next
+    cdef Recurrent kept
 
     def __cinit__(self, Program program):
         self.program, self.pool = program, program.pool
         program.sessions_open += 1
-        self.tail, self.tail_next = recurrent(program.p.tail_floats), recurrent(program.p.tail_floats)
-        self.state, self.state_next = recurrent(program.p.state_floats), recurrent(program.p.state_floats)
+        self.kept = Recurrent(program.p.tail_floats, program.p.state_floats)
 
     @property
     def held(self):
@@ -104,45 +100,18 @@ cdef class State:
         while self.n_blocks > keep:
             self.n_blocks -= 1
             hd_pool_put(&self.pool.c, self.blocks[self.n_blocks])
-        if tokens == 0 and self.tokens:
-            self.tokens = 0
-            # Pages that are given back are zero when they come again.
-            hd_memory_release(self.tail)
-            hd_memory_release(self.tail_next)
-            hd_memory_release(self.state)
-            hd_memory_release(self.state_next)
+        if tokens == 0 and self.kept is not None:
+            self.kept.begin()
 
     def settle(self, int64_t tokens):
-        """What the last step made of the recurrent state is the session's from now on, which has so many tokens with it.
-        Not for a step that failed: then all is as it was before."""
-        if self.tail is NULL and self.state is NULL:
-            return
-        if tokens < self.tokens:
-            raise ValueError(f"{tokens} tokens after {self.tokens}")
-        self.tail, self.tail_next = self.tail_next, self.tail
-        if tokens // HD_DELTA_TOKENS > self.tokens // HD_DELTA_TOKENS:
-            self.state, self.state_next = self.state_next, self.state
-        self.tokens = tokens
+        """What the last step made of the recurrent state is the session's from now on, which has so many tokens with it."""
+        self.kept.settle(tokens)
 
     def __dealloc__(self):
         if self.pool is not None:
             self.shrink(0)
             self.program.sessions_open -= 1
         free(self.blocks)
-        hd_memory_free(self.tail)
-        hd_memory_free(self.tail_next)
-        hd_memory_free(self.state)
-        hd_memory_free(self.state_next)
-
-
-cdef float *recurrent(size_t floats) except? NULL:
-    """Zeros that are there only once they are touched; NULL for none."""
-    if not floats:
-        return NULL
-    memory = <float *>hd_memory_new(floats * sizeof(float))
-    if memory is NULL:
-        raise MemoryError("recurrent state")
-    return memory
 
 
 cdef class Program:
@@ -513,8 +482,8 @@ cdef class Program:
                     selected += 1
             session = &self.sessions[i]
             session.blocks, session.n_blocks = state.blocks, state.n_blocks
-            session.tail, session.tail_next = state.tail, state.tail_next
-            session.state, session.state_next = state.state, state.state_next
+            session.tail, session.tail_next = state.kept.tail, state.kept.tail_next
+            session.state, session.state_next = state.kept.state, state.kept.state_next
         if n == 0:
             return []
         s = self.step
