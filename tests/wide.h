@@ -102,6 +102,10 @@ HERE __m512 w_cvtepi32_ps(__m512i a) {
     wide x = w_of(a);
     return (wide){.f2 = {_mm256_cvtepi32_ps(x.i2[0]), _mm256_cvtepi32_ps(x.i2[1])}}.f;
 }
+HERE __m512i w_cvttps_epi32(__m512 a) {
+    wide x = w_off(a);
+    return (wide){.i2 = {_mm256_cvttps_epi32(x.f2[0]), _mm256_cvttps_epi32(x.f2[1])}}.i;
+}
 HERE __m512i w_cvtps_epi32(__m512 a) {
     wide x = w_off(a);
     return (wide){.i2 = {_mm256_cvtps_epi32(x.f2[0]), _mm256_cvtps_epi32(x.f2[1])}}.i;
@@ -177,6 +181,7 @@ HERE wide w_permute2_q(wide a, wide index, wide b) {
 HERE wide w_permute2_w(wide a, wide index, wide b) {
     LANES(EACH(32, r.w[l], index.w[l] & 32 ? b.w[index.w[l] & 31] : a.w[index.w[l] & 31]));
 }
+HERE wide w_permute_w(wide index, wide a) { LANES(EACH(32, r.w[l], a.w[index.w[l] & 31])); }
 HERE wide w_shuffle_4(wide a, wide b, int n) {
     return (wide){.i4 = {a.i4[n & 3], a.i4[n >> 2 & 3], b.i4[n >> 4 & 3], b.i4[n >> 6 & 3]}};
 }
@@ -188,10 +193,21 @@ HERE wide w_insert_4(wide a, __m128i b, int at) { a.i4[at] = b; return a; }
 HERE wide w_insert_2(wide a, __m256i b, int at) { a.i2[at] = b; return a; }
 HERE wide w_insertf_2(wide a, __m256 b, int at) { a.f2[at] = b; return a; }
 HERE wide w_blend_d(__mmask16 m, wide a, wide b) { LANES(EACH(16, r.d[l], m >> l & 1 ? b.d[l] : a.d[l])); }
+HERE wide w_blend_w(__mmask32 m, wide a, wide b) { LANES(EACH(32, r.w[l], m >> l & 1 ? b.w[l] : a.w[l])); }
 HERE wide w_blend_b(__mmask64 m, wide a, wide b) { LANES(EACH(64, r.b[l], m >> l & 1 ? b.b[l] : a.b[l])); }
 HERE __mmask16 w_less_d(wide a, wide b) {
     __mmask16 m = 0;
     for (int l = 0; l < 16; l++) m |= (__mmask16)((a.d[l] < b.d[l]) << l);
+    return m;
+}
+HERE __mmask16 w_equal_d(wide a, wide b) {
+    __mmask16 m = 0;
+    for (int l = 0; l < 16; l++) m |= (__mmask16)((a.d[l] == b.d[l]) << l);
+    return m;
+}
+HERE __mmask64 w_least_ub(wide a, wide b) {
+    __mmask64 m = 0;
+    for (int l = 0; l < 64; l++) m |= (__mmask64)((uint8_t)a.b[l] >= (uint8_t)b.b[l]) << l;
     return m;
 }
 HERE __m128i w_to_bytes(wide a) {
@@ -285,6 +301,7 @@ HERE float w_top(wide a) {
 #define _mm512_sll_epi32 w_sll_epi32
 #define _mm512_cvtepi32_ps w_cvtepi32_ps
 #define _mm512_cvtps_epi32 w_cvtps_epi32
+#define _mm512_cvttps_epi32 w_cvttps_epi32
 #define _mm512_roundscale_ps(a, how) w_round(a, how)
 #define _mm512_scalef_ps(a, e) w_scale(w_off(a), w_off(e)).f
 #define _mm512_cvtph_ps w_cvtph_ps
@@ -302,6 +319,8 @@ HERE float w_top(wide a) {
 #define _mm512_permutexvar_epi32(index, a) w_permute_d(w_of(index), w_of(a)).i
 #define _mm512_permutexvar_epi64(index, a) w_permute_q(w_of(index), w_of(a)).i
 #define _mm512_permutexvar_ps(index, a) w_permute_d(w_of(index), w_off(a)).f
+#define _mm512_permutexvar_epi16(index, a) w_permute_w(w_of(index), w_of(a)).i
+#define _mm512_mask_permutexvar_epi16(from, m, index, a) w_blend_w(m, w_of(from), w_permute_w(w_of(index), w_of(a))).i
 #define _mm512_permutex2var_epi16(a, index, b) w_permute2_w(w_of(a), w_of(index), w_of(b)).i
 #define _mm512_permutex2var_epi32(a, index, b) w_permute2_d(w_of(a), w_of(index), w_of(b)).i
 #define _mm512_permutex2var_epi64(a, index, b) w_permute2_q(w_of(a), w_of(index), w_of(b)).i
@@ -330,11 +349,16 @@ HERE float w_top(wide a) {
 #define _mm512_mask_broadcast_i32x4(from, m, a) w_blend_d(m, w_of(from), w_of(_mm512_broadcast_i32x4(a))).i
 #define _mm512_broadcast_i64x4(a) ((wide){.i2 = {(a), (a)}}.i)
 #define _mm512_mask_blend_epi32(m, a, b) w_blend_d(m, w_of(a), w_of(b)).i
+#define _mm512_mask_blend_epi16(m, a, b) w_blend_w(m, w_of(a), w_of(b)).i
 #define _mm512_mask_blend_ps(m, a, b) w_blend_d(m, w_off(a), w_off(b)).f
 #define _mm512_maskz_mov_ps(m, a) w_blend_d(m, w_none(), w_off(a)).f
 #define _mm512_mask_add_epi8(from, m, a, b) w_blend_b(m, w_of(from), w_of(w_add_epi8(a, b))).i
 #define _mm512_mask_sub_epi8(from, m, a, b) w_blend_b(m, w_of(from), w_of(w_sub_epi8(a, b))).i
 #define _mm512_cmplt_epi32_mask(a, b) w_less_d(w_of(a), w_of(b))
+#define W_COMPARED(a, b, how, h) _mm256_movemask_ps(_mm256_cmp_ps(w_off(a).f2[h], w_off(b).f2[h], how))
+#define _mm512_cmp_ps_mask(a, b, how) ((__mmask16)(W_COMPARED(a, b, how, 0) | W_COMPARED(a, b, how, 1) << 8))
+#define _mm512_cmpeq_epi32_mask(a, b) w_equal_d(w_of(a), w_of(b))
+#define _mm512_cmpge_epu8_mask(a, b) w_least_ub(w_of(a), w_of(b))
 #define _mm512_cmpge_epi32_mask(a, b) ((__mmask16)~w_less_d(w_of(a), w_of(b)))
 #define _mm512_load_ps(p) w_load_a(p).f
 #define _mm512_loadu_ps(p) w_load(p).f
@@ -394,4 +418,5 @@ HERE __mmask64 w_both_b(wide a, wide b) {
     return m;
 }
 #define _mm512_test_epi8_mask(a, b) w_both_b(w_of(a), w_of(b))
+#define _mm512_mask_set1_epi8(from, m, a) w_blend_b(m, w_of(from), w_all_b((int8_t)(a))).i
 #define _mm512_maskz_set1_epi8(m, a) w_blend_b(m, w_none(), w_all_b((int8_t)(a))).i

@@ -1,5 +1,7 @@
 /* Direct products with few tokens for AVX-512 VNNI of the types that people run, straight from the file's blocks. */
-#include "dot_sixteen.h"
+#include "eight_blocks.h"
+
+#define EIGHT_DOT(name, bytes, ...) DOT_BY(name, eight_##name, piece_##name, 32, 256, 8 * (bytes), __VA_ARGS__)
 
 DOT(q4_k, 256, 144, 32, 1, 0)
 DOT(q5_k, 256, 176, 32, 1, 0)
@@ -7,13 +9,13 @@ DOT(q6_k, 256, 210, 16, 0, 32)
 DOT(q2_k, 256, 84, 16, 1, 0)
 DOT(q3_k, 256, 110, 16, 0, 4)
 DOT(iq4_xs, 256, 136, 32, 0, 128)
-DOT(q8_0, 32, 34, 32, 0, 128)
-DOT(q4_0, 32, 18, 32, 0, 8)
-DOT(q4_1, 32, 20, 32, 1, 0)
-DOT(q5_0, 32, 22, 32, 0, 16)
-DOT(q5_1, 32, 24, 32, 1, 0)
-DOT(iq4_nl, 32, 18, 32, 0, 128)
-DOT(mxfp4, 32, 17, 32, 0, 12)
+EIGHT_DOT(q8_0, 34, 32, 0, 128)
+EIGHT_DOT(q4_0, 18, 32, 0, 8)
+EIGHT_DOT(q4_1, 20, 32, 1, 0)
+EIGHT_DOT(q5_0, 22, 32, 0, 16)
+EIGHT_DOT(q5_1, 24, 32, 1, 0)
+EIGHT_DOT(iq4_nl, 18, 32, 0, 128)
+EIGHT_DOT(mxfp4, 17, 32, 0, 12)
 
 const hd_dot_fn hd_dots_avx512[HD_TYPE_COUNT] = {
     [HD_Q4_K] = dot_q4_k, [HD_Q5_K] = dot_q5_k, [HD_Q6_K] = dot_q6_k,     [HD_Q2_K] = dot_q2_k,

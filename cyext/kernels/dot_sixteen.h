@@ -80,59 +80,88 @@ TURN __m512 settle(__m512 total, const __m512i *exact, const float (*scale)[ROWS
     return total;
 }
 
-/* Rows r to r + 15, of which `rows` are there, for n tokens; pieces of `columns` in `bytes`. `after`: rows that follow. */
-TURN void sixteen(const hd_product *p, int64_t r, int rows, int64_t after, int32_t t0, const int n, piece_fn *piece,
-                  const int columns, const int bytes, const int sub, const int mins, const int offset)
+/* Sixteen rows from r on, of which `rows` are there, and `after` that follow; n tokens. */
+struct walk {
+    const hd_product *p;
+    const uint8_t *w;
+    uint8_t *few; /* where rows are copied, if not all are there; the others are zeros */
+    int64_t after;
+    int32_t t0;
+    int rows;
+    size_t three, four; /* rows' bytes */
+    size_t at, asked; /* bytes of a row that are done, and that were asked for */
+};
+
+/* Adds a piece of `columns` in `bytes`, the columns from j on. */
+TURN void step(struct walk *s, __m512 *total, const int64_t j, const int n, piece_fn *piece, const int columns, const int bytes,
+               const int sub, const int mins, const int offset)
 {
     _Alignas(64) float scale[16][ROWS], min[16][ROWS];
     _Alignas(64) __m512i exact[HD_DOT_MOST][16];
-    _Alignas(64) uint8_t few[ROWS * FEW_APART];
-    __m512 total[HD_DOT_MOST];
-    const int64_t k = p->k;
-    const size_t row_bytes = p->row_bytes;
-    const uint8_t *w = p->w + (size_t)r * row_bytes;
-    size_t at = 0, asked = 0; /* bytes of a row that are done, and that were asked for */
-    for (int u = 0; u < n; u++) total[u] = v_zero();
-    if (rows < ROWS) memset(few, 0, sizeof few);
-    for (int64_t j = 0; j < k; j += columns, at += bytes) {
-        struct turned t = {.scale = (uint8_t *)scale, .min = (uint8_t *)min, .exact = exact, .n = n, .sub = sub, .offset = offset};
+    struct turned t = {.scale = (uint8_t *)scale, .min = (uint8_t *)min, .exact = exact, .n = n, .sub = sub, .offset = offset};
+    const int64_t k = s->p->k;
+    const size_t row_bytes = s->p->row_bytes, at = s->at;
 #pragma GCC unroll 1
-        for (int u = 0; u < n; u++) {
-            const uint8_t *x = p->x[t0 + u];
-            t.x[u] = hd_act_q(x) + j;
-            t.sums[u] = hd_q8_sums(x, k) + j / 16;
+    for (int u = 0; u < n; u++) {
+        const uint8_t *x = s->p->x[s->t0 + u];
+        t.x[u] = hd_act_q(x) + j;
+        t.sums[u] = hd_q8_sums(x, k) + j / 16;
+    }
+    for (; s->asked < at + bytes; s->asked += 64) { /* past their end rows go on sixteen further down */
+        const uint8_t *ahead = s->w + s->asked + AHEAD;
+        if (s->asked + AHEAD >= row_bytes) {
+            if (!s->after) break;
+            ahead += (ROWS - 1) * row_bytes;
         }
-        for (; asked < at + bytes; asked += 64) { /* past their end rows go on sixteen further down */
-            const uint8_t *ahead = w + asked + AHEAD;
-            if (asked + AHEAD >= row_bytes) {
-                if (!after) break;
-                ahead += (ROWS - 1) * row_bytes;
-            }
-#pragma GCC unroll 16
-            for (size_t i = 0; i < ROWS; i++) __builtin_prefetch(ahead + i * row_bytes, 0, 0);
-        }
-        for (size_t i = 0; rows < ROWS && i < (size_t)rows; i++) /* rows that are not there are zeros */
-            memcpy(few + FEW_APART * i, w + at + i * row_bytes, (size_t)bytes);
-        piece(&t, rows < ROWS ? few : w + at, rows < ROWS ? FEW_APART : row_bytes);
-#pragma GCC unroll 1
-        for (int u = 0; u < n; u++) {
-            const uint8_t *x = p->x[t0 + u];
-            total[u] = settle(total[u], exact[u], scale, min, hd_q8_d(x, k) + j / 32, hd_q8_s(x, k) + j / 32, t.sums[u],
-                              columns / 32, sub, mins);
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; g++, ahead = further(ahead, s->four)) {
+            __builtin_prefetch(ahead, 0, 0);
+            __builtin_prefetch(ahead + row_bytes, 0, 0);
+            __builtin_prefetch(ahead + 2 * row_bytes, 0, 0);
+            __builtin_prefetch(ahead + s->three, 0, 0);
         }
     }
+    for (size_t i = 0; s->rows < ROWS && i < (size_t)s->rows; i++)
+        memcpy(s->few + FEW_APART * i, s->w + at + i * row_bytes, (size_t)bytes);
+    piece(&t, s->rows < ROWS ? s->few : s->w + at, s->rows < ROWS ? FEW_APART : row_bytes);
+#pragma GCC unroll 1
+    for (int u = 0; u < n; u++) {
+        const uint8_t *x = s->p->x[s->t0 + u];
+        total[u] = settle(total[u], exact[u], scale, min, hd_q8_d(x, k) + j / 32, hd_q8_s(x, k) + j / 32, t.sums[u],
+                          columns / 32, sub, mins);
+    }
+    s->at += (size_t)bytes;
+}
+
+/* Pieces of `columns` in `bytes`; of a row that ends in the middle of one, what is left by `rest`, in blocks of `block`. */
+TURN void sixteen(const hd_product *p, int64_t r, int rows, int64_t after, int32_t t0, const int n, piece_fn *piece,
+                  piece_fn *rest, const int block, const int columns, const int bytes, const int sub, const int mins,
+                  const int offset)
+{
+    _Alignas(64) uint8_t few[ROWS * FEW_APART];
+    __m512 total[HD_DOT_MOST];
+    struct walk s = {p, p->w + (size_t)r * p->row_bytes, few, after, t0, rows, 3 * p->row_bytes, 4 * p->row_bytes, 0, 0};
+    __asm__("" : "+r"(s.three), "+r"(s.four)); /* of what it knows GCC makes sixteen additions */
+    const int64_t k = p->k;
+    int64_t j = 0;
+    for (int u = 0; u < n; u++) total[u] = v_zero();
+    if (rows < ROWS) memset(few, 0, sizeof few);
+    for (; j + columns <= k; j += columns) step(&s, total, j, n, piece, columns, bytes, sub, mins, offset);
+    for (; rest && j < k; j += block) step(&s, total, j, n, rest, block, bytes * block / columns, sub, mins, offset);
     const __mmask16 there = (__mmask16)((1u << rows) - 1);
     for (int u = 0; u < n; u++) _mm512_mask_storeu_ps(p->out[t0 + u] + r, there, total[u]);
 }
 
-/* columns and bytes of a piece; columns under one scale, whether there are minima, offset. One token has a copy of its own. */
-#define DOT(name, ...) DOT_BY(name, piece_##name, __VA_ARGS__)
-#define DOT_BY(name, piece, ...)                                                                                \
+/* What follows the names: columns and bytes of a piece; columns under one scale, whether there are minima, offset. One token
+ * has a copy of its own. */
+#define DOT(name, ...) DOT_BY(name, piece_##name, NULL, 0, __VA_ARGS__)
+#define DOT_BY(name, piece, rest, block, ...)                                                                   \
     static void dot_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n)                  \
     {                                                                                                           \
         for (int64_t r = r0; r < r1; r += ROWS) {                                                               \
             const int rows = r1 - r < ROWS ? (int)(r1 - r) : ROWS;                                              \
-            if (n == 1) sixteen(p, r, rows, r1 - r - rows, t0, 1, piece, __VA_ARGS__);                          \
-            else sixteen(p, r, rows, r1 - r - rows, t0, n, piece, __VA_ARGS__);                                 \
+            const int64_t after = r1 - r - rows;                                                                \
+            if (n == 1) sixteen(p, r, rows, after, t0, 1, piece, rest, block, __VA_ARGS__);                     \
+            else sixteen(p, r, rows, after, t0, n, piece, rest, block, __VA_ARGS__);                            \
         }                                                                                                       \
     }
