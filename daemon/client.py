@@ -60,10 +60,10 @@ __all__ = [
 
 
 class _Named:
-    """Requests without an id get one."""
+    """Requests without an id get one, no two of a process the same: `cancel` and hearthtop tell them apart."""
 
     endpoint: str
-    _ids: Iterator[int]
+    _ids: Iterator[int] = itertools.count(1)
 
     def _name(self, request: protocol.Request) -> protocol.Id:
         if request.id == "":
@@ -79,7 +79,6 @@ class Client(_Named):
     ) -> None:
         self.endpoint = endpoints.control_to_connect(endpoint)
         self.timeout = timeout
-        self._ids = itertools.count(1)
         self._waiting: dict[protocol.Id, deque[asking.Received]] = {}
         self._context: asking.Context = zmq.Context()
         try:
@@ -313,7 +312,6 @@ class AsyncClient(_Named):
 
     def __init__(self, endpoint: str, socket: Socket) -> None:
         self.endpoint = endpoint
-        self._ids = itertools.count(1)
         self._socket = socket
         self._waiting: dict[protocol.Id, trio.MemorySendChannel[asking.Received]] = {}
 

@@ -44,6 +44,13 @@ def test_leaving_a_stream_ends_the_request(daemon: Any) -> None:
             pass
 
 
+def test_no_two_clients_of_a_process_name_requests_alike(daemon: Any) -> None:
+    with client.Client(daemon.endpoint, timeout=10) as one, client.Client(daemon.endpoint, timeout=10) as other:
+        first, second = one.generate("abc", max_tokens=3), other.generate("abc", max_tokens=3)
+        assert first.id != second.id
+        assert first.done.text == second.done.text
+
+
 def test_cancel_gives_what_there_was(daemon: Any) -> None:
     with client.Client(daemon.endpoint, timeout=10) as hearth:
         stream = hearth.generate(tokens=[20], max_tokens=100000, ignore_eos=True)
