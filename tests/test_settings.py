@@ -64,6 +64,12 @@ def test_a_file_is_named_with_its_key(tmp_path: Path) -> None:
         assert str(refused.value).startswith(says)
 
 
+def test_the_daemons_plan_takes_no_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, value in (("--sessions", "8"), ("--context", "64"), ("--memory-budget", "5G"), ("--type", "Q8_0")):
+        assert ctl.main(["plan", flag, value]) == exit_codes.USAGE
+        assert f"{flag}: needs a MODEL" in capsys.readouterr().err
+
+
 def test_every_command_wants_a_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["m", "--memory-budget", "5"]) == exit_codes.CONFIG
     assert ctl.main(["plan", "m", "--memory-budget", "5"]) == exit_codes.CONFIG

@@ -14,9 +14,9 @@ def register(add: Add) -> None:
     plan = add("plan", "what a model takes on this machine, and what each option would do", run_plan, json=True)
     plan.add_argument("model", nargs="?", metavar="MODEL", help="a file, a name in the Hugging Face cache or of a "
                       "known shape; none: what the daemon serves")  # fmt: skip
-    plan.add_argument("--memory-budget", default="auto", metavar="auto|SIZE|PERCENT")
-    plan.add_argument("--context", type=int, default=4096, metavar="N")
-    plan.add_argument("--sessions", type=int, default=4, metavar="N", help="answers in progress at a time (default: 4)")
+    plan.add_argument("--memory-budget", metavar="auto|SIZE|PERCENT", help="of model and sessions (default: auto)")
+    plan.add_argument("--context", type=int, metavar="N", help="tokens of one session (default: 4096)")
+    plan.add_argument("--sessions", type=int, metavar="N", help="answers in progress at a time (default: 4)")
     plan.add_argument("--type", default=None, help="of a shape's tensors: Q4_K_M, MXFP4, ...")
     replay = add("replay", "what more memory would buy: a routing trace against policies", run_replay, json=True)
     replay.add_argument("trace", metavar="TRACE", help="written by hearthd --trace")
@@ -79,6 +79,10 @@ def run_replay(given: argparse.Namespace) -> None:
 
 def run_plan(given: argparse.Namespace) -> None:
     if given.model is None:
+        for option in ("memory_budget", "context", "sessions", "type"):
+            if getattr(given, option) is not None:
+                flag = "--" + option.replace("_", "-")
+                raise CommandError(f"{flag}: needs a MODEL; without one the daemon's own settings are planned with", 2)
         with connect(given) as hearth:
             data = hearth.plan()
     else:
@@ -92,15 +96,18 @@ def run_plan(given: argparse.Namespace) -> None:
 def _plan(given: argparse.Namespace) -> dict[str, Any]:
     from ..model.plan import find_model, plan, this_machine
 
-    parse_budget(given.memory_budget, 1, "--memory-budget")
-    if given.context < 1:
-        raise CommandError(f"--context: {given.context} is not at least 1", 2)
-    if given.sessions < 1:
-        raise CommandError(f"--sessions: {given.sessions} is not at least 1", 2)
+    budget = "auto" if given.memory_budget is None else given.memory_budget
+    context = 4096 if given.context is None else given.context
+    sessions = 4 if given.sessions is None else given.sessions
+    parse_budget(budget, 1, "--memory-budget")
+    if context < 1:
+        raise CommandError(f"--context: {context} is not at least 1", 2)
+    if sessions < 1:
+        raise CommandError(f"--sessions: {sessions} is not at least 1", 2)
     try:
         model = find_model(given.model)
-        machine = this_machine(getattr(model, "paths", None) or (), given.memory_budget)
-        return plan(model, machine, recipe=given.type, context=given.context, sessions=given.sessions)
+        machine = this_machine(getattr(model, "paths", None) or (), budget)
+        return plan(model, machine, recipe=given.type, context=context, sessions=sessions)
     except (KeyError, ValueError) as error:
         raise CommandError(str(error.args[0] if error.args else error), 2) from None
 
