@@ -42,7 +42,7 @@ SAMPLING = (
     ("--repeat-last", int, "tokens that the penalty looks back at (default: 64)"),
     ("--presence-penalty", number, "of tokens that the answer has already (default: 0)"),
     ("--frequency-penalty", number, "of them, for each time (default: 0)"),
-    ("--logit-bias", biases, "ID=BIAS,...: added to the logits of token ids"),
+    ("--logit-bias", biases, "ID=BIAS,ID=BIAS,...: added to the logits of these tokens"),
     ("--seed", int, "of the draws"),
     ("--logprobs", int, "alternatives to report per token, with --json"),
 )
@@ -73,7 +73,7 @@ def register(add: Add) -> None:
 def _generation(command: argparse.ArgumentParser) -> None:
     command.add_argument("-n", "--max-tokens", type=int, default=256, metavar="N", help="default: 256")
     for flag, kind, text in SAMPLING:
-        command.add_argument(flag, type=kind, default=None, metavar="N", help=text)
+        command.add_argument(flag, type=kind, default=None, metavar="LIST" if kind is biases else "N", help=text)
     command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
     command.add_argument("--ignore-eos", action="store_true", help="an end token is a token like any other")
 

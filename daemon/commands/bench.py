@@ -27,16 +27,18 @@ def _counts(text: str) -> list[int]:
 def register(add: Add) -> None:
     bench = add("bench", "measure prompt and generation rates of a model, without a daemon", run_bench, json=True)
     bench.add_argument("model", metavar="MODEL", help="a GGUF file, any file of a split model, or a Hugging Face name")
-    bench.add_argument("-p", "--n-prompt", type=_counts, default=[512], metavar="LIST", help="tokens (default: 512)")
-    bench.add_argument("-n", "--n-gen", type=_counts, default=[128], metavar="LIST", help="tokens (default: 128)")
+    bench.add_argument("-p", "--n-prompt", type=_counts, default=[512], metavar="LIST",
+                       help="tokens of prompt (default: 512)")  # fmt: skip
+    bench.add_argument("-n", "--n-gen", type=_counts, default=[128], metavar="LIST",
+                       help="tokens generated (default: 128)")  # fmt: skip
     bench.add_argument("-d", "--n-depth", type=_counts, default=[0], metavar="LIST",
                        help="tokens in the context before (default: 0)")  # fmt: skip
     bench.add_argument("-b", "--batch-size", type=_counts, default=[512], metavar="LIST",
                        help="tokens of a prompt per step (default: 512)")  # fmt: skip
     bench.add_argument("-B", "--sessions", type=_counts, default=[], metavar="LIST",
                        help="so many sessions at once, each with -p and -n: a table of batches")  # fmt: skip
-    bench.add_argument("-r", "--repetitions", type=int, default=5, metavar="N", help="(default: 5)")
-    bench.add_argument("-t", "--threads", type=int, metavar="N", help="(default: physical cores)")
+    bench.add_argument("-r", "--repetitions", type=int, default=5, metavar="N", help="of each measurement (default: 5)")
+    bench.add_argument("-t", "--threads", type=int, metavar="N", help="compute threads (default: physical cores)")
     bench.add_argument("--isa", metavar="NAME", help="instruction set (default: the best, or HEARTHD_ISA)")
 
 
