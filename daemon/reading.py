@@ -270,8 +270,10 @@ def _explained(body: bytes, error: Exception) -> protocol.Error:
     if isinstance(error, UnicodeDecodeError) or type(error) is msgspec.DecodeError:
         return protocol.Error(id=id, code="bad-json", message=_not_json(error))
     # msgspec ends with "- at `$.sampling.top_k`" where it knows
-    text, _, place = str(error).replace("`key` in ", "").partition(" - at `$")
-    field, text = _plainly(protocol.OPERATIONS[op], place.removesuffix("`").lstrip("."), text)
+    text, _, place = str(error).partition(" - at ")
+    of_key = place.startswith("`key` in ")
+    field, text = _plainly(protocol.OPERATIONS[op], place.removeprefix("`key` in ").strip("`$").lstrip("."), text)
+    text = f"a key {text}" if of_key else text
     return protocol.Error(id=id, code="bad-field", message=f"{field}: {text}" if field else text, field=field)
 
 
