@@ -1,4 +1,4 @@
-"""Composes a step from jobs: a row of every answer first, then rows of prompts and of what is scored.
+"""Composes a step from jobs: a row of every answer first, then rows of prompts and of what is scored (one at least).
 
 Owns who gets how many rows. Runs nothing: the scheduler says which jobs are in progress and hands the step to the
 engine. Prompts share what answers and the pace leave: each client gets the same number of rows, over steps; a client's
@@ -58,6 +58,7 @@ class Composer:
         self._batch = batch
         self._scored = max(1, LOGITS_BYTES // (4 * vocabulary))  # rows of a step that hand out logits
         self._pace = pace
+        self._prompts_next = False  # whether prompts had the last row that answers could have had
         self._round: list[Job] = []  # of answers that do not all fit: who has waited longest first
         self._credit: dict[str, float] = {}  # rows that a client is owed: what its shares had beside whole rows
 
@@ -65,22 +66,30 @@ class Composer:
         """The next step of jobs whose sessions are open; without parts when none of them wants any."""
         step = Step()
         answering = [job for job in jobs if not job.in_prompt]
-        for job in self._first(answering):
-            step.add(job, 1)
         reading = [job for job in jobs if job.in_prompt]
+        for job in self._first(answering, self._batch - self._kept(answering, reading)):
+            step.add(job, 1)
         if reading and step.answers < self._batch:
             self._read(step, sorted(reading, key=lambda job: job.arrived))
         return step
 
-    def _first(self, answering: list[Job]) -> list[Job]:
+    def _kept(self, answering: list[Job], reading: list[Job]) -> int:
+        """Rows that prompts get although answers could fill the step: else they would stand until an answer ends. One;
+        where a step has but one, every second."""
+        if not reading or len(answering) < self._batch:
+            return 0
+        self._prompts_next = not self._prompts_next or self._batch > 1
+        return int(self._prompts_next)
+
+    def _first(self, answering: list[Job], room: int) -> list[Job]:
         """Those that fit, who has waited longest first."""
-        if len(answering) <= self._batch:
+        if len(answering) <= room:
             self._round.clear()
             return answering
         known, here = set(self._round), set(answering)
         order = [job for job in self._round if job in here] + [job for job in answering if job not in known]
-        self._round = order[self._batch :] + order[: self._batch]
-        return order[: self._batch]
+        self._round = order[room:] + order[:room]
+        return order[:room]
 
     def _read(self, step: Step, reading: list[Job]) -> None:
         """Rows of prompts, as many as there is room and time for."""

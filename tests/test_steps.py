@@ -115,6 +115,19 @@ def test_a_step_is_no_longer_than_a_batch_and_answers_without_a_row_come_first_i
     assert set(seen.values()) == {4}
 
 
+@pytest.mark.parametrize(("batch", "running"), [(1, 1), (1, 3), (4, 4), (4, 6)])
+def test_answers_that_fill_every_step_leave_prompts_a_row(batch: int, running: int) -> None:
+    """And wait for it in turn."""
+    machine, going, late = Machine(batch=batch), answers(running), Reader(12)
+    seen = Counter[str]()
+    for _ in range(12 * (1 + (batch == 1))):
+        step = machine.step([*going, late])
+        assert sum(rows(step).values()) == batch
+        seen.update(rows(step))
+    assert not late.in_prompt and seen.pop(late.name) == 12
+    assert len(seen) == running and max(seen.values()) - min(seen.values()) <= 1
+
+
 def test_clients_get_equal_rows_over_steps() -> None:
     machine = Machine(batch=10)
     jobs: list[Job] = [Reader(1000, owner) for owner in "aaabcd"]
