@@ -138,18 +138,23 @@ const hd_panel_way *hd_panel_way_avx2(const hd_panel_kind *kind)
     return &way;
 }
 
-/* Products of so few tokens are direct where there is such a kernel: it forms the same sums. */
-#define FEW 3
+/* Few tokens multiply the blocks as they come: to the bit what panels give, without their way through memory. */
+static hd_dot_fn direct(const hd_product *p)
+{
+    if (p->act != HD_ACT_Q8 || p->n > HD_DOT_MOST) return NULL;
+    return hd_dots_avx2[p->type] ? hd_dots_avx2[p->type] : hd_dots_by_hand_avx2[p->type];
+}
 static const hd_panel_kind *takes_bytes(const hd_product *p)
 {
-    if (p->act != HD_ACT_Q8 || (p->n <= FEW && hd_dots_avx2[p->type])) return NULL;
-    return hd_panel_kind_avx2(p->type);
+    return p->act == HD_ACT_Q8 ? hd_panel_kind_avx2(p->type) : NULL;
 }
 
 int hd_gemm_avx2(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 {
+    const hd_dot_fn dot = direct(p);
     const hd_panel_kind *kind = takes_bytes(p);
-    if (kind) hd_panel_product(p, r0, r1, scratch, kind, &way);
+    if (dot) dot(p, r0, r1, 0, p->n);
+    else if (kind) hd_panel_product(p, r0, r1, scratch, kind, &way);
     else if (takes_float(p)) float_product(p, r0, r1, scratch);
     else return 0;
     return 1;
@@ -157,5 +162,6 @@ int hd_gemm_avx2(const hd_product *p, int64_t r0, int64_t r1, void *scratch)
 
 size_t hd_gemm_scratch_avx2(const hd_product *p)
 {
+    if (direct(p)) return 0;
     return takes_bytes(p) ? hd_panel_scratch(p) : takes_float(p) ? float_scratch(p) : 0;
 }

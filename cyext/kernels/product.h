@@ -15,10 +15,9 @@ void hd_product_c(const hd_product *p, int64_t r0, int64_t r1);
 void hd_product_avx2(const hd_product *p, int64_t r0, int64_t r1);
 void hd_product_avx512(const hd_product *p, int64_t r0, int64_t r1);
 
-/* Direct kernels of the types that people run, for HD_ACT_Q8 (quantised types) and HD_ACT_F32 (halves): the rows' sums for
- * n <= HD_DOT_TOKENS tokens from t0 on. NULL: none. */
-#define HD_DOT_TOKENS 4
-#define HD_DOT_MOST 6 /* with AVX-512: as many as a panel multiplies at once; about as many instructions up to there */
+/* Direct kernels of quantised types for HD_ACT_Q8: the rows' sums for n <= HD_DOT_MOST tokens from t0 on; from there on panels
+ * have fewer instructions for a weight. NULL: none. */
+#define HD_DOT_MOST 6
 typedef void (*hd_dot_fn)(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n);
 extern const hd_dot_fn hd_dots_avx2[HD_TYPE_COUNT];
 extern const hd_dot_fn hd_dots_avx512[HD_TYPE_COUNT];

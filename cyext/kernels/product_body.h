@@ -155,7 +155,7 @@ void HD_NAME(hd_product)(const hd_product *p, int64_t r0, int64_t r1) {
     int halves = p->type == HD_F16 || p->type == HD_BF16 || p->type == HD_F32;
     hd_dot_fn dot = p->act == (halves ? HD_ACT_F32 : HD_ACT_Q8) ? HD_NAME(hd_dots)[p->type] : NULL;
     if (!dot && p->act == HD_ACT_Q8) dot = HD_NAME(hd_dots_by_hand)[p->type];
-    if (dot && p->n <= HD_DOT_TOKENS) {
+    if (dot && p->n <= HD_DOT_MOST) {
         dot(p, r0, r1, 0, p->n);
         return;
     }
