@@ -13,7 +13,7 @@ struct turned {
     uint8_t *scale, *min, *room;
 };
 #define TURNED_APART 32
-#define ROOM_APART 576 /* sizes and signs of 256 weights; no power of two, which would put all rows in one set of the cache */
+#define ROOM_APART 576 /* sizes and signs of 256 weights; no power of two: rows would share a set of the cache */
 #define FEW_APART 320 /* bytes from row to row of those that are copied: a piece, and what may be read after it */
 #include "turned_heads.h"
 
@@ -33,7 +33,10 @@ struct kind {
     int columns, bytes, sub, mins, offset, depth, has_signs, by_room;
 };
 
-TURN vi times(weights w, vi x, int has_signs) { return _mm256_maddubs_epi16(w.size, has_signs ? _mm256_sign_epi8(x, w.sign) : x); }
+TURN vi times(weights w, vi x, int has_signs)
+{
+    return _mm256_maddubs_epi16(w.size, has_signs ? _mm256_sign_epi8(x, w.sign) : x);
+}
 TURN vi plus(vi a, vi b, int wide) { return wide ? _mm256_add_epi32(a, b) : _mm256_add_epi16(a, b); }
 /* Sums of 16 bits to sums of 32, when no more of the shorter ones can be added. */
 TURN vi widened(vi v, int wide) { return wide ? _mm256_madd_epi16(v, _mm256_set1_epi16(1)) : v; }
@@ -162,20 +165,29 @@ TURN void eight(const hd_product *p, int64_t r, int rows, int32_t t0, const int 
     }
 }
 
-/* Tokens are taken up to four at a time, in groups of nearly equal size, each time over eight rows: later groups find them in the
- * first-level cache. */
-#define DOT(name, ...)                                                                                   \
-    static void dot_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n)           \
-    {                                                                                                    \
-        const struct kind kind = {spread_##name, heads_##name, __VA_ARGS__};                              \
-        for (int64_t r = r0; r < r1; r += 8) {                                                           \
-            const int rows = r1 - r < 8 ? (int)(r1 - r) : 8;                                             \
-            for (int32_t t = 0, take; t < n; t += take) {                                                \
-                take = hd_group_width(n - t, TOKENS);                                                    \
-                if (take == 1) eight(p, r, rows, t0 + t, 1, kind);                                       \
-                else if (take == 2) eight(p, r, rows, t0 + t, 2, kind);                                  \
-                else if (take == 3) eight(p, r, rows, t0 + t, 3, kind);                                  \
-                else eight(p, r, rows, t0 + t, 4, kind);                                                 \
-            }                                                                                            \
-        }                                                                                                \
+/* Functions of their own: of one that holds them all GCC allocates the registers badly. */
+#define EIGHT(name, n, ...)                                                                                  \
+    static __attribute__((noinline)) void eight_##name##_##n(const hd_product *p, int64_t r, int rows, int32_t t) \
+    {                                                                                                        \
+        eight(p, r, rows, t, n, (struct kind){spread_##name, heads_##name, __VA_ARGS__});                    \
+    }
+/* Tokens are taken up to four at a time, in groups of nearly equal size, each time over eight rows: later groups find them in
+ * the first-level cache. */
+#define DOT(name, ...)                                                                                       \
+    EIGHT(name, 1, __VA_ARGS__)                                                                              \
+    EIGHT(name, 2, __VA_ARGS__)                                                                              \
+    EIGHT(name, 3, __VA_ARGS__)                                                                              \
+    EIGHT(name, 4, __VA_ARGS__)                                                                              \
+    static void dot_##name(const hd_product *p, int64_t r0, int64_t r1, int32_t t0, int32_t n)               \
+    {                                                                                                        \
+        for (int64_t r = r0; r < r1; r += 8) {                                                               \
+            const int rows = r1 - r < 8 ? (int)(r1 - r) : 8;                                                 \
+            for (int32_t t = t0, take; t < t0 + n; t += take) {                                              \
+                take = hd_group_width(t0 + n - t, TOKENS);                                                   \
+                if (take == 1) eight_##name##_1(p, r, rows, t);                                              \
+                else if (take == 2) eight_##name##_2(p, r, rows, t);                                         \
+                else if (take == 3) eight_##name##_3(p, r, rows, t);                                         \
+                else eight_##name##_4(p, r, rows, t);                                                        \
+            }                                                                                                \
+        }                                                                                                    \
     }
