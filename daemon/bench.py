@@ -29,6 +29,10 @@ Row = dict[str, str | int | float | list[float]]  # of the JSON that is told
 Tell = Callable[[str], None]
 
 
+def at_depth(what: str, depth: int) -> str:
+    return f"{what} @ d{depth}" if depth else what
+
+
 @dataclass(frozen=True)
 class Test:
     """One line of the table: so many tokens read at once or generated one by one, after so many in the context."""
@@ -40,8 +44,7 @@ class Test:
 
     @property
     def name(self) -> str:
-        what = f"pp{self.prompt}" if self.prompt else f"tg{self.generate}"
-        return f"{what} @ d{self.depth}" if self.depth else what
+        return at_depth(f"pp{self.prompt}" if self.prompt else f"tg{self.generate}", self.depth)
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,7 @@ class Batch:
 
     @property
     def name(self) -> str:
-        what = f"{self.sessions} x (pp{self.prompt} + tg{self.generate})"
-        return f"{what} @ d{self.depth}" if self.depth else what
+        return at_depth(f"{self.sessions} x (pp{self.prompt} + tg{self.generate})", self.depth)
 
     @property
     def cached(self) -> int:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
@@ -46,17 +46,6 @@ def _proc_number(path: str, key: str) -> int:
     except (OSError, ValueError, IndexError):
         return 0
     return 0
-
-
-class PoolView(Protocol):
-    """The engine's pool at one moment. blocks: there are; used: held by sessions; bytes: in memory."""
-
-    @property
-    def blocks(self) -> int: ...
-    @property
-    def used(self) -> int: ...
-    @property
-    def bytes(self) -> int: ...
 
 
 class Telemetry:
@@ -135,9 +124,8 @@ class Telemetry:
             guess = engine.lookahead
             stats.lookahead_recall = guess.get("recall")
             stats.lookahead_wasted_bytes = int(guess.get("wasted_bytes", 0))
-            pool: PoolView | None = getattr(engine, "pool", None)
-            if pool is not None:
-                stats.pool_blocks, stats.pool_used, stats.pool_bytes = pool.blocks, pool.used, pool.bytes
+            pool = engine.pool
+            stats.pool_blocks, stats.pool_used, stats.pool_bytes = pool.blocks, pool.used, pool.bytes
         if self.state == "stopping":
             stats.state = self.state
         return stats

@@ -15,7 +15,7 @@ from hearthd.daemon import protocol
 from hearthd.daemon.config import Config
 from hearthd.daemon.model.sampling import Choice
 from hearthd.daemon.model.template import Prompt
-from hearthd.daemon.model.turn import ContextFull, Interrupted, Outcome, Part, StepFailed
+from hearthd.daemon.model.turn import ContextFull, Interrupted, Outcome, Part, PoolUse, StepFailed
 
 VOCABULARY = 256
 
@@ -61,6 +61,10 @@ class Engine:
 
     def trim(self) -> None:
         pass
+
+    @property
+    def pool(self) -> PoolUse:
+        return PoolUse(blocks=0, used=0, warm=0, block_bytes=0, bytes=0)
 
     @property
     def n_vocab(self) -> int:
